@@ -1,0 +1,1 @@
+"""raysft's training library: raw rows in, a LoRA adapter bundle out."""

@@ -1,0 +1,83 @@
+"""The base model as a folder: where it lies, its tokenizer, its stop tokens."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+
+from sft.errors import ModelError
+from sft.template import ChatTemplate
+
+
+@dataclass(frozen=True)
+class BaseTokenizer:
+    """A base model's tokenizer with what masking and serving need to know of it.
+
+    Rule: `stop_ids` are the ids at which a server ends an answer: generation_config's, else the tokenizer's EOS.
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    template: ChatTemplate
+    stop_ids: tuple[int, ...]
+
+    @property
+    def pad_id(self) -> int:
+        """An id to fill padding with. It may equal a stop id: padding is masked by position, never by id."""
+        return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stop_ids[0])
+
+
+def locate(base: str) -> Path:
+    """Finds a base model: a local folder as it is, a Hugging Face id as a local snapshot.
+
+    Raises:
+        ModelError: neither is there.
+    """
+    folder = Path(base)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists() or base.startswith((".", "/", "~")) or base.count("/") != 1:
+        raise ModelError(
+            f"base model {base}: no config.json there; name a checkpoint folder or a Hugging Face model id"
+        )
+    try:
+        return Path(snapshot_download(base, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"base model {base}: no such folder, and not to be had from the hub ({reason})") from None
+
+
+@functools.lru_cache(maxsize=4)
+def load_tokenizer(folder: Path) -> BaseTokenizer:
+    """Loads a base model's tokenizer and proves its chat template.
+
+    Raises:
+        ModelError: the folder holds no fast tokenizer.
+        TemplateError: the chat template cannot be masked exactly.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: the tokenizer cannot be loaded ({error})") from None
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(f"{folder}: needs a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}")
+    ids = _stop_ids(folder, tokenizer)
+    template = ChatTemplate(tokenizer, [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))])
+    template.prove()
+    return BaseTokenizer(tokenizer, template, ids)
+
+
+def _stop_ids(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    found: int | list[int] | None = None
+    if (folder / "generation_config.json").is_file():
+        found = GenerationConfig.from_pretrained(folder).eos_token_id
+    if found is None:
+        found = tokenizer.eos_token_id
+    if found is None:
+        return ()
+    return (found,) if isinstance(found, int) else tuple(found)

@@ -1,0 +1,290 @@
+"""The configuration of a training run: one YAML file plus dotted overrides, all faults reported at once.
+
+This is the only reader of config files; serving reads its own model through `read_config`, too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from sft.adapter import NAME_PATTERN
+from sft.errors import ConfigError
+from sft.messages import FormatName
+
+
+class Section(BaseModel):
+    """Base of every config model: frozen, and unknown keys are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class ModelSection(Section):
+    """The base model."""
+
+    base: str = Field(description="Folder of a checkpoint, or a Hugging Face model id.")
+    base_id: str | None = Field(
+        None, description="The base model's id for users and bundles; by default the last part of `base`."
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="Type of the frozen base; auto is bfloat16 where the hardware multiplies it, else float32."
+    )
+    quantization: Literal["none", "nf4"] = Field("none", description="nf4 loads the base in 4 bits (QLoRA).")
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
+    gradient_checkpointing: bool = Field(False, description="Trade about a third of the speed for activation memory.")
+
+    @property
+    def id(self) -> str:
+        """The base model's id."""
+        return self.base_id or self.base.rstrip("/").rsplit("/", 1)[-1]
+
+
+class LoraSection(Section):
+    """The adapter."""
+
+    rank: int = Field(16, gt=0, le=512, description="Rank of the update.")
+    alpha: float = Field(32.0, gt=0, description="Scale; the update is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
+    target_modules: list[str] | Literal["all-linear"] = Field(
+        "all-linear", description="Names of linear modules to adapt, or all-linear."
+    )
+
+
+class SourceSection(Section):
+    """One source of rows."""
+
+    path: str = Field(description="A file, a folder or a glob of .jsonl or .parquet; local, s3:// or gs://.")
+    format: FormatName = Field("auto", description="Row format; auto looks at each row's fields.")
+    name: str | None = Field(None, description="Name in reports; by default the file or folder name.")
+
+    @property
+    def label(self) -> str:
+        """The source's name in reports."""
+        return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+class DataSection(Section):
+    """What to train on."""
+
+    sources: list[SourceSection] = Field(description="Where the rows are.")
+    max_length: int = Field(2048, ge=8, description="Longest example, in tokens.")
+    too_long: Literal["drop", "truncate"] = Field(
+        "drop", description="What to do with a longer example: quarantine it, or cut its end off."
+    )
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="Share of unusable rows at which a run is refused.")
+    shuffle_window: int = Field(10_000, gt=0, description="Rows that are shuffled together; bounds memory.")
+
+    @model_validator(mode="after")
+    def _sources_differ(self) -> Self:
+        if not self.sources:
+            raise ValueError("name at least one source")
+        labels = [source.label for source in self.sources]
+        twice = sorted({label for label in labels if labels.count(label) > 1})
+        if twice:
+            raise ValueError(f"two sources are called {', '.join(twice)}; give each its own `name`")
+        return self
+
+
+class TrainSection(Section):
+    """The optimisation."""
+
+    epochs: int = Field(1, gt=0, description="Passes over the data.")
+    max_steps: int | None = Field(None, gt=0, description="Stop after so many optimizer steps, if that comes first.")
+    global_batch_size: int = Field(16, gt=0, description="Examples per optimizer step, over all workers.")
+    micro_batch_size: int = Field(4, gt=0, description="Examples per forward pass of one worker.")
+    layout: Literal["packed", "padded"] = Field(
+        "packed", description="packed joins the examples of a micro-batch in one row without padding."
+    )
+    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
+    min_learning_rate: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine.")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
+    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0 switches clipping off.")
+    seed: int = Field(0, ge=0, description="Seed of initialisation, dropout and data order.")
+
+    @model_validator(mode="after")
+    def _floor_under_peak(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
+        return self
+
+
+class DeepSpeedSection(Section):
+    """How DeepSpeed shards the training state."""
+
+    zero_stage: Literal[0, 1, 2, 3] = Field(
+        0, description="0 shards nothing, 1 optimizer state, 2 gradients too, 3 weights too."
+    )
+    offload_optimizer: bool = Field(False, description="Keep optimizer state in host memory.")
+    offload_parameters: bool = Field(False, description="Keep sharded weights in host memory (stage 3).")
+
+
+class ScalingSection(Section):
+    """Ray Train's ScalingConfig."""
+
+    num_workers: int = Field(1, gt=0, description="Training workers; one GPU each when use_gpu is set.")
+    use_gpu: bool = Field(False, description="Train on GPUs (nccl) rather than CPUs (gloo).")
+    cpus_per_worker: float = Field(1.0, gt=0, description="Logical CPUs that each worker reserves.")
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
+        "PACK", description="How Ray places workers on nodes."
+    )
+    resource_timeout_s: float = Field(600.0, gt=0, description="How long to wait for the workers' resources.")
+
+
+class FailureSection(Section):
+    """Ray Train's FailureConfig."""
+
+    max_failures: int = Field(0, ge=-1, description="Restarts of the worker group before the run fails; -1: no limit.")
+
+
+class CheckpointSection(Section):
+    """Ray Train's CheckpointConfig."""
+
+    every_steps: int | None = Field(None, gt=0, description="Also save every so many steps, not only at the end.")
+    num_to_keep: int | None = Field(2, gt=0, description="Newest checkpoints to keep; null keeps all.")
+
+
+class RaySection(Section):
+    """Which Ray cluster to use."""
+
+    address: str | None = Field(
+        None,
+        description="auto or an address joins a running cluster; null joins one where a job set it, else starts one.",
+    )
+    num_cpus: int | None = Field(None, gt=0, description="Logical CPUs of a Ray that is started here.")
+
+
+class TrainConfig(Section):
+    """A training run, whole."""
+
+    name: str = Field(pattern=NAME_PATTERN, description="Name of the run and of the adapter that it publishes.")
+    storage: str = Field(description="Where runs are kept: a folder or an address (s3://, gs://).")
+    registry: str | None = Field(None, description="Registry to publish to; null writes the bundle only.")
+    alias: str | None = Field(None, pattern=NAME_PATTERN, description="Alias that the new version takes at once.")
+    model: ModelSection
+    lora: LoraSection = LoraSection()
+    data: DataSection
+    train: TrainSection = TrainSection()
+    deepspeed: DeepSpeedSection = DeepSpeedSection()
+    scaling: ScalingSection = ScalingSection()
+    failure: FailureSection = FailureSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    ray: RaySection = RaySection()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        faults = []
+        if self.deepspeed.zero_stage == 3 and self.model.quantization != "none":
+            faults.append(
+                "deepspeed.zero_stage 3 cannot shard a 4-bit base: use stage 0, 1 or 2, or model.quantization none"
+            )
+        if self.deepspeed.offload_parameters and self.deepspeed.zero_stage != 3:
+            faults.append("deepspeed.offload_parameters needs zero_stage 3")
+        if self.deepspeed.offload_optimizer and self.deepspeed.zero_stage == 0:
+            faults.append("deepspeed.offload_optimizer needs zero_stage 1, 2 or 3")
+        if self.model.attention == "flash_attention_2" and not self.scaling.use_gpu:
+            faults.append("model.attention flash_attention_2 needs scaling.use_gpu: use sdpa on CPU")
+        if self.alias is not None and self.registry is None:
+            faults.append("alias needs a registry: set registry, or leave alias out")
+        smallest = self.train.global_batch_size // self.scaling.num_workers
+        if smallest == 0:
+            faults.append(
+                f"train.global_batch_size {self.train.global_batch_size} is smaller than scaling.num_workers "
+                f"{self.scaling.num_workers}: every worker needs an example"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def read_config(
+    model: type[Config], path: Path | None, overrides: Mapping[str, Any] | None = None, unknown: tuple[str, ...] = ()
+) -> Config:
+    """Reads and validates a config.
+
+    Args:
+        model: what the file must hold.
+        path: a YAML file, or None where overrides say it all.
+        overrides: nested values that win over the file.
+        unknown: command-line options that no field knows; reported with the other faults.
+
+    Raises:
+        ConfigError: with every fault: what was got, what is allowed, and the nearest known key for an unknown one.
+    """
+    origin = str(path) if path else "command line"
+    values = _merge(_read_yaml(path) if path else {}, overrides or {})
+    faults = [f"{option}: no such option{_nearest(option.lstrip('-'), _keys(model))}" for option in unknown]
+    try:
+        config = model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(origin, [*(_fault(detail, model) for detail in error.errors()), *faults]) from None
+    if faults:
+        raise ConfigError(origin, faults)
+    return config
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(str(path), ["there is no such file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), [f"the file cannot be read: {error}"]) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(str(path), [f"not valid YAML: {' '.join(str(error).split())}"]) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(str(path), [f"expected `key: value` lines at the top, got {type(values).__name__}"])
+    return values
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        nested = merged.get(key)
+        merged[key] = _merge(nested, value) if isinstance(nested, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"{key}: no such key{_nearest(key, _keys(model))}"
+    if detail["type"] == "missing":
+        return f"{key}: is missing and has no default"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    got = detail["input"]
+    return f"{key}: {message}, got {got!r}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All dotted keys of a config model."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += _keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    bare = re.sub(r"\.\d+", "", key)
+    near = difflib.get_close_matches(bare, known, n=1, cutoff=0.6)
+    if not near:
+        last = bare.rsplit(".", 1)[-1]
+        near = [other for other in known if other.rsplit(".", 1)[-1] == last][:1]
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,90 @@
+"""The data path on Ray Data: files -> rows -> examples, streaming and in order.
+
+Nothing here decides what a row becomes (`rows`) or in which order it is trained (`feed`); this only spreads the work
+over the cluster's CPUs and keeps blocks small.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from sft.base import load_tokenizer
+from sft.config import DataSection
+from sft.rows import RowFile, list_files, prepare, read
+
+BLOCK_BYTES = 4 << 20
+"""Target size of a block: small enough that a few in flight fit anywhere, large enough to amortise a task."""
+
+
+@dataclass(frozen=True, slots=True)
+class DataPlan:
+    """All that turning files into examples depends on; small, picklable, and the same on every node."""
+
+    files: tuple[RowFile, ...]
+    base: Path
+    max_length: int
+    truncate: bool
+
+
+def plan_data(data: DataSection, base: Path) -> DataPlan:
+    """Lists the files of all sources.
+
+    Args:
+        data: what to train on.
+        base: folder of the base model, whose tokenizer and template are used.
+
+    Raises:
+        StorageError: a source is not there.
+        DataError: a source is no file of rows.
+    """
+    files = [file for source in data.sources for file in list_files(source.path, source.label, source.format)]
+    return DataPlan(tuple(files), base.absolute(), data.max_length, data.too_long == "truncate")
+
+
+def stream_here(plan: DataPlan) -> Iterator[pa.Table]:
+    """Prepares all rows in this process, without Ray."""
+    for file in plan.files:
+        for table in read(file):
+            yield _prepare(table, plan)
+
+
+def dataset(plan: DataPlan, order: Sequence[int] | None = None) -> Any:
+    """Prepares all rows on Ray Data: a lazy `ray.data.Dataset` of PREPARED tables, in file and row order.
+
+    Args:
+        plan: what to read.
+        order: indices of the files in the order to read them; all in their own order by default.
+    """
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    files = [plan.files[i] for i in order] if order is not None else list(plan.files)
+    rows = ray.data.from_items([dataclasses.asdict(file) for file in files], override_num_blocks=len(files))
+    # Unequal CPU requests keep Ray from fusing the two steps, so one large file is still prepared in parallel.
+    read_rows = rows.map_batches(_read_files, batch_size=1, batch_format="pyarrow", num_cpus=0.5)
+    prepared = functools.partial(_prepare, plan=plan)
+    return read_rows.map_batches(prepared, batch_size=None, batch_format="pyarrow", num_cpus=1)
+
+
+def tables(prepared: Any) -> Iterator[pa.Table]:
+    """Streams a dataset's blocks in order as PREPARED tables."""
+    yield from prepared.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def _read_files(batch: pa.Table) -> Iterator[pa.Table]:
+    for item in batch.to_pylist():
+        yield from read(RowFile(**item))
+
+
+def _prepare(table: pa.Table, plan: DataPlan) -> pa.Table:
+    return prepare(table, load_tokenizer(plan.base), max_length=plan.max_length, truncate=plan.truncate)

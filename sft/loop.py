@@ -1,0 +1,136 @@
+"""A worker's training loop. It knows no Ray: batches come in as an iterator, reports and checkpoints go out as calls,
+so a step runs in one plain process as well.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sft import loss
+from sft.batch import MicroBatch, WorkerBatch
+from sft.engine import Engine
+from sft.errors import TrainingError
+from sft.schedule import Cosine
+
+
+@dataclass(frozen=True, slots=True)
+class LoopPlan:
+    """What a loop runs: how many steps, at which rate, and when it saves."""
+
+    steps_per_epoch: int
+    total_steps: int
+    schedule: Cosine
+    seed: int
+    save_every: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """One optimizer step, over all workers.
+
+    Rule: `loss` is the mean cross-entropy per trained token of the global batch, in nats; times are seconds of this
+    step on worker 0; `data_wait` is the part of `seconds` spent waiting for the batch.
+    """
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    trained_tokens: int
+    seconds: float
+    data_wait: float
+
+
+def run_loop(
+    engine: Engine,
+    plan: LoopPlan,
+    batches: Iterator[WorkerBatch],
+    *,
+    rank: int,
+    start: int,
+    report: Callable[[StepReport], None],
+    save: Callable[[int, StepReport], None],
+) -> None:
+    """Trains from step `start` to the end.
+
+    Args:
+        engine: the engine, with the state of step `start`.
+        plan: what to run.
+        batches: this worker's shares, from step `start` on.
+        rank: this worker's number.
+        start: finished steps.
+        report: called after every step.
+        save: called with the number of finished steps when a checkpoint is due, and at the end.
+
+    Raises:
+        TrainingError: the loss of a step is not finite; raised on every worker, before the optimizer steps.
+    """
+    for step in range(start, plan.total_steps):
+        begin = time.perf_counter()
+        batch = next(batches)
+        waited = time.perf_counter() - begin
+        torch.manual_seed(_step_seed(plan.seed, step, rank))
+        rate = plan.schedule.rate(step)
+        engine.set_learning_rate(rate)
+        total = _train_step(engine, batch)
+        done = StepReport(
+            step=step + 1,
+            total_steps=plan.total_steps,
+            epoch=(step + 1) / plan.steps_per_epoch,
+            loss=total / max(batch.trained_tokens, 1),
+            grad_norm=engine.grad_norm(),
+            learning_rate=rate,
+            tokens=batch.tokens,
+            trained_tokens=batch.trained_tokens,
+            seconds=time.perf_counter() - begin,
+            data_wait=waited,
+        )
+        report(done)
+        last = step + 1 == plan.total_steps
+        if last or (plan.save_every is not None and (step + 1) % plan.save_every == 0):
+            save(step + 1, done)
+
+
+def _train_step(engine: Engine, batch: WorkerBatch) -> float:
+    """Runs one global batch and steps the optimizer; returns the cross-entropy sum over all workers."""
+    factor = loss.normaliser(batch.trained_tokens, engine.workers)
+    total = torch.zeros(1, dtype=torch.float64, device=engine.device)
+    for number, micro in enumerate(batch.micro_batches, start=1):
+        summed = engine.forward(**_tensors(micro, engine.device))
+        engine.backward(summed * factor)
+        total += summed.detach()
+        if number == len(batch.micro_batches):
+            if engine.workers > 1:
+                dist.all_reduce(total)
+            if not loss.finite(total.item()):
+                raise TrainingError(
+                    f"the loss of epoch {batch.epoch}, step {batch.step} is {total.item()}; "
+                    "the last checkpoint is good. Lower train.learning_rate, or look at these rows: "
+                    f"{', '.join(batch.row_ids[:16])}"
+                )
+        engine.step()
+    return float(total.item())
+
+
+def _tensors(micro: MicroBatch, device: torch.device) -> dict[str, Tensor | None]:
+    arrays = {
+        "input_ids": micro.input_ids,
+        "labels": micro.labels,
+        "position_ids": micro.position_ids,
+        "attention_mask": micro.attention_mask,
+    }
+    return {name: None if array is None else torch.tensor(array, device=device) for name, array in arrays.items()}
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of one worker's generator (dropout) in one step."""
+    return (seed * 1_000_003 + step) * 65_537 + rank

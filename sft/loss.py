@@ -1,0 +1,64 @@
+"""The only place that shifts, and the only place that normalises.
+
+The loss of a step is the sum of the cross-entropy over the trained tokens of the global batch, divided by their
+number. So it does not depend on how the batch is cut into micro-batches, accumulated or spread over workers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sft.mask import UNTRAINED
+
+
+def targets(labels: Tensor) -> Tensor:
+    """Shifts labels: what each position must predict.
+
+    Args:
+        labels: unshifted labels, shape (rows, tokens).
+
+    Returns:
+        Shape (rows, tokens); position t holds the label of t + 1, the last position -100. The first label of a
+        packed document is -100, so no document is asked to predict the next one's first token.
+    """
+    return functional.pad(labels[:, 1:], (0, 1), value=UNTRAINED)
+
+
+def trained_positions(wanted: Tensor) -> Tensor:
+    """Positions at which logits are needed: where some row of `targets` is trained; at least one, so that a
+    micro-batch without trained tokens still runs its backward pass on every worker.
+
+    Returns:
+        Ascending indices, shape (positions,).
+    """
+    positions = (wanted != UNTRAINED).any(dim=0).nonzero().flatten()
+    return positions if len(positions) else positions.new_zeros(1)
+
+
+def cross_entropy_sum(logits: Tensor, wanted: Tensor) -> Tensor:
+    """Sum of the cross-entropy over trained positions, in float32.
+
+    Args:
+        logits: shape (rows, positions, vocabulary).
+        wanted: targets of those positions, shape (rows, positions); -100 is left out.
+    """
+    return functional.cross_entropy(
+        logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=UNTRAINED, reduction="sum"
+    )
+
+
+def normaliser(trained_tokens: int, workers: int) -> float:
+    """Factor on each worker's cross-entropy sum, where gradients are averaged over the workers.
+
+    Args:
+        trained_tokens: of the whole global batch.
+        workers: number of workers whose gradients are averaged.
+    """
+    return workers / max(trained_tokens, 1)
+
+
+def finite(loss: float) -> bool:
+    """Whether a loss is a usable number."""
+    return bool(torch.isfinite(torch.tensor(loss)))

@@ -1,0 +1,337 @@
+"""The driver: data sets + TorchTrainer -> an adapter bundle."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft import storage
+from sft.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GOLDEN_MESSAGES, Golden, base_fingerprint, write_bundle
+from sft.base import BaseTokenizer, load_tokenizer, locate
+from sft.checkpoint import Fingerprints, verify_checkpoint
+from sft.cluster import connect, shortage
+from sft.config import TrainConfig
+from sft.data import DataPlan, dataset, plan_data, tables
+from sft.errors import ConfigError, RaysftError, TrainingError
+from sft.feed import FeedPlan
+from sft.loop import StepReport
+from sft.mask import encode
+from sft.model import LoraPlan, ModelPlan
+from sft.report import Reporter, clock
+from sft.run import RunFolder, fetch_bundle, keep_bundle, open_run, save_json
+from sft.survey import Survey, survey
+from sft.worker import WorkerJob, feed_actor, train_worker
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """A finished run.
+
+    Rule: `bundle` is a verified adapter bundle on local disk; `tokens_per_s` counts all tokens over the steps' own
+    time, `seconds` is everything from the first row read.
+    """
+
+    bundle: Path
+    folder: RunFolder
+    steps: int
+    loss: float
+    tokens_per_s: float
+    trained_tokens_per_s: float
+    seconds: float
+    reused: bool
+
+
+def train(config: TrainConfig, say: Say = print) -> TrainingResult:
+    """Runs a training run to its end, or takes the result of the finished run of this name.
+
+    Raises:
+        RaysftError: a fault that a user can mend; nothing half-written looks whole.
+        KeyboardInterrupt: the user stopped the run; the last checkpoint is good.
+    """
+    begin = time.perf_counter()
+    base = locate(config.model.base)
+    tokenizer = load_tokenizer(base.absolute())
+    plan = plan_data(config.data, base)
+    folder = open_run(config)
+    finished = fetch_bundle(folder)
+    if finished is not None:
+        say(f"run {config.name} is finished already; taking its bundle from {folder.bundle}")
+        return _reused(finished, folder)
+    scaling = config.scaling
+    started = connect(
+        config.ray.address,
+        num_cpus=config.ray.num_cpus,
+        needed_cpus=scaling.num_workers * scaling.cpus_per_worker + 2,
+    )
+    lacking = shortage(_resources(config))
+    if lacking and started:
+        raise ConfigError("scaling", [f"the run needs {lacking}; lower scaling.num_workers or raise ray.num_cpus"])
+    counted = _survey(plan, folder, config, say)
+    prints = Fingerprints(base_fingerprint(base), tokenizer.template.fingerprint, counted.fingerprint)
+    reporter = Reporter(folder.metrics, say)
+    checkpoint = _fit(config, plan, tokenizer, counted, prints, folder, reporter, say)
+    with checkpoint.as_directory() as local:
+        bundle = _bundle(Path(local), config, tokenizer, prints, counted, reporter, folder)
+    last = reporter.last
+    seconds = time.perf_counter() - begin
+    say(f"trained in {clock(seconds)}; bundle in {folder.bundle}")
+    return TrainingResult(
+        bundle=bundle,
+        folder=folder,
+        steps=last.step if last else 0,
+        loss=last.loss if last else float("nan"),
+        tokens_per_s=reporter.tokens / max(reporter.seconds, 1e-9),
+        trained_tokens_per_s=reporter.trained_tokens / max(reporter.seconds, 1e-9),
+        seconds=seconds,
+        reused=False,
+    )
+
+
+def steps_of(config: TrainConfig, kept: int) -> tuple[int, int]:
+    """Steps per epoch and steps of the whole run, for so many kept rows."""
+    per_epoch = -(-kept // config.train.global_batch_size)
+    total = per_epoch * config.train.epochs
+    return per_epoch, min(total, config.train.max_steps or total)
+
+
+def _survey(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) -> Survey:
+    say(f"reading {len(plan.files)} file(s), masking with the chat template of {config.model.id}")
+    try:
+        counted = survey(tables(dataset(plan)))
+    except RaysftError:
+        raise
+    except Exception as error:
+        raise _translated(error, "the data could not be prepared") from None
+    save_json(folder.survey, counted.to_dict())
+    if counted.refused:
+        storage.write(folder.quarantine, counted.quarantine())
+    counted.check(config.data.max_bad_fraction)
+    bad = counted.rows - counted.kept
+    say(
+        f"{counted.kept:,} examples, {counted.tokens:,} tokens, {counted.trained_tokens:,} trained"
+        + (f"; {bad:,} of {counted.rows:,} rows quarantined in {folder.quarantine}" if bad else "")
+    )
+    return counted
+
+
+def _fit(
+    config: TrainConfig,
+    plan: DataPlan,
+    tokenizer: BaseTokenizer,
+    counted: Survey,
+    prints: Fingerprints,
+    folder: RunFolder,
+    reporter: Reporter,
+    say: Say,
+) -> Any:
+    """Runs the worker group; returns Ray Train's last checkpoint."""
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.util.queue import Queue
+
+    per_epoch, total = steps_of(config, counted.kept)
+    scaling = config.scaling
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scaling.resource_timeout_s)
+    reports = Queue(actor_options={"num_cpus": 0})
+    feed = feed_actor(plan, _feed_plan(config, tokenizer))
+    job = WorkerJob(
+        model=_model_plan(config, plan.base),
+        config=config.model_dump(mode="json"),
+        deepspeed=config.deepspeed,
+        train=config.train,
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+        save_every=config.checkpoint.every_steps,
+        fingerprints=prints,
+        run_address=folder.address,
+        feed=feed,
+        reports=reports,
+    )
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=scaling.num_workers,
+            use_gpu=scaling.use_gpu,
+            resources_per_worker=_worker_resources(config),
+            placement_strategy=scaling.placement_strategy,
+        ),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=folder.address.rsplit("/", 1)[0],
+            failure_config=FailureConfig(
+                max_failures=config.failure.max_failures,
+                controller_failure_limit=max(config.failure.max_failures, 0),  # type: ignore[call-arg]
+            ),
+            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.num_to_keep),
+        ),
+    )
+    say(
+        f"training {total:,} steps of {config.train.global_batch_size} examples on {scaling.num_workers} "
+        f"{'GPU' if scaling.use_gpu else 'CPU'} worker(s), ZeRO stage {config.deepspeed.zero_stage}"
+    )
+    listener = _Listener(reports, reporter)
+    try:
+        result = trainer.fit()
+    except (SystemExit, KeyboardInterrupt):
+        raise KeyboardInterrupt from None  # Ray Train turns Ctrl-C into SystemExit(0)
+    except Exception as error:
+        raise _translated(error, f"run {config.name} failed") from None
+    finally:
+        listener.stop()
+        ray.kill(feed)
+        reports.shutdown(force=True)
+        reporter.close()
+    if result.checkpoint is None:
+        raise TrainingError(f"run {config.name} ended without a checkpoint; nothing was published")
+    return result.checkpoint
+
+
+class _Listener:
+    """Hands the workers' step reports to the reporter, in a thread of the driver."""
+
+    def __init__(self, reports: Any, reporter: Reporter) -> None:
+        self._reports = reports
+        self._reporter = reporter
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread after what is in the queue."""
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        from ray.exceptions import RayError
+        from ray.util.queue import Empty
+
+        while True:
+            stopping = self._stop.is_set()
+            try:
+                report: StepReport = self._reports.get(timeout=0.5)
+            except Empty:
+                if stopping:
+                    return
+            except RayError:
+                return
+            else:
+                self._reporter.step(report)
+
+
+def _bundle(
+    checkpoint: Path,
+    config: TrainConfig,
+    tokenizer: BaseTokenizer,
+    prints: Fingerprints,
+    counted: Survey,
+    reporter: Reporter,
+    folder: RunFolder,
+) -> Path:
+    run = verify_checkpoint(checkpoint)
+    work = Path(tempfile.mkdtemp(prefix="raysft-"))
+    try:
+        write_bundle(
+            work / "bundle",
+            weights=checkpoint / ADAPTER_WEIGHTS,
+            peft_config=checkpoint / ADAPTER_CONFIG,
+            template=tokenizer.template.source,
+            base_model=config.model.id,
+            base_fingerprint=prints.base,
+            stop_ids=tokenizer.stop_ids,
+            golden=golden(tokenizer),
+            lineage={
+                "run": config.name,
+                "steps": run.step,
+                "loss": reporter.last.loss if reporter.last else None,
+                "data": counted.to_dict(),
+                "config": run.config,
+            },
+        )
+        return keep_bundle(folder, work / "bundle")
+    finally:
+        if "://" not in folder.bundle:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def golden(tokenizer: BaseTokenizer) -> list[Golden]:
+    """Fixed conversations with the exact prompt ids that this tokenizer and template make of them."""
+    made = []
+    for messages in GOLDEN_MESSAGES:
+        text = tokenizer.template.render_prompt(messages)
+        if text is not None:
+            made.append(Golden(messages=messages, prompt_ids=tuple(encode(tokenizer.tokenizer, [text])[0])))
+    return made
+
+
+def _reused(bundle: Path, folder: RunFolder) -> TrainingResult:
+    from sft.adapter import verify_bundle
+
+    lineage = verify_bundle(bundle).lineage
+    nothing = float("nan")
+    loss = lineage.get("loss")
+    return TrainingResult(
+        bundle, folder, int(lineage["steps"]), nothing if loss is None else float(loss), nothing, nothing, 0.0, True
+    )
+
+
+def _translated(error: Exception, what: str) -> RaysftError:
+    """The user's own fault if one is inside a worker's error, else one line with the error's last words."""
+    inner: list[BaseException] = list(getattr(error, "worker_failures", {}).values())
+    controller = getattr(error, "controller_failure", None)
+    candidates = [*inner, *([controller] if controller else []), error]
+    for candidate in candidates:
+        cause: BaseException | None = candidate
+        while cause is not None:
+            if isinstance(cause, RaysftError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    last = candidates[0]
+    words = next((line for line in reversed(str(last).strip().splitlines()) if line.strip()), type(last).__name__)
+    return TrainingError(f"{what}: {words.strip()} ({type(last).__name__}; the worker logs have the whole story)")
+
+
+def _feed_plan(config: TrainConfig, tokenizer: BaseTokenizer) -> FeedPlan:
+    return FeedPlan(
+        seed=config.train.seed,
+        shuffle_window=config.data.shuffle_window,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+        layout=config.train.layout,
+        pad_id=tokenizer.pad_id,
+    )
+
+
+def _model_plan(config: TrainConfig, base: Path) -> ModelPlan:
+    model, lora = config.model, config.lora
+    return ModelPlan(
+        base=base,
+        base_id=model.id,
+        dtype=model.dtype,
+        quantization=model.quantization,
+        attention=model.attention,
+        gradient_checkpointing=model.gradient_checkpointing,
+        lora=LoraPlan(lora.rank, lora.alpha, lora.dropout, lora.target_modules),
+    )
+
+
+def _worker_resources(config: TrainConfig) -> dict[str, float]:
+    resources: dict[str, float] = {"CPU": config.scaling.cpus_per_worker}
+    if config.scaling.use_gpu:
+        resources["GPU"] = 1
+    return resources
+
+
+def _resources(config: TrainConfig) -> dict[str, float]:
+    return {name: amount * config.scaling.num_workers for name, amount in _worker_resources(config).items()}

@@ -1,0 +1,179 @@
+"""What runs on Ray's side of training: the feed actor, and the function that every Ray Train worker runs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft import storage
+from sft.batch import WorkerBatch, accumulation_steps
+from sft.checkpoint import MANIFEST, Fingerprints, RunState, read_parameters, verify_checkpoint, write_checkpoint
+from sft.config import DeepSpeedSection, TrainSection
+from sft.data import DataPlan, dataset, tables
+from sft.engine import Engine, EnginePlan
+from sft.errors import CheckpointError
+from sft.feed import BatchFeed, FeedPlan, file_order
+from sft.loop import LoopPlan, StepReport, run_loop
+from sft.model import LossModel, ModelPlan, build_model, peft_config
+from sft.rows import examples
+from sft.schedule import Cosine
+
+PREFETCH = 2
+"""Batches that a worker asks for ahead of the one that it computes."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJob:
+    """All that a worker needs; the same for every worker, whatever their number."""
+
+    model: ModelPlan
+    config: dict[str, Any]
+    deepspeed: DeepSpeedSection
+    train: TrainSection
+    steps_per_epoch: int
+    total_steps: int
+    save_every: int | None
+    fingerprints: Fingerprints
+    run_address: str
+    feed: Any
+    reports: Any
+
+
+def feed_actor(plan: DataPlan, feed: FeedPlan) -> Any:
+    """Starts the actor that serves global batches. It holds no position, so it may be restarted at any time."""
+    import ray
+
+    def stream(epoch: int) -> Iterator[Any]:
+        order = file_order(len(plan.files), feed.seed, epoch)
+        for table in tables(dataset(plan, order)):
+            yield from examples(table)
+
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(BatchFeed)
+    return actor.remote(stream, feed)
+
+
+def train_worker(loop_config: dict[str, Any]) -> None:
+    """One Ray Train worker, from its first import to its last checkpoint."""
+    import ray.train
+    import torch
+    from ray.train.torch import get_device
+
+    device = get_device()
+    os.environ["DS_ACCELERATOR"] = device.type  # else DeepSpeed guesses, and says so
+    import deepspeed
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    job: WorkerJob = loop_config["job"]
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
+    torch.manual_seed(job.train.seed)
+    model = build_model(job.model, device=device)
+    engine = Engine(model, _engine_plan(job, workers), workers=workers, device=device)
+    start = _resume(job, engine)
+    run_loop(
+        engine,
+        LoopPlan(
+            steps_per_epoch=job.steps_per_epoch,
+            total_steps=job.total_steps,
+            schedule=Cosine(
+                peak=job.train.learning_rate,
+                floor=job.train.min_learning_rate,
+                warmup_steps=round(job.train.warmup_ratio * job.total_steps),
+                total_steps=job.total_steps,
+            ),
+            seed=job.train.seed,
+            save_every=job.save_every,
+        ),
+        _batches(job, start, rank, workers),
+        rank=rank,
+        start=start,
+        report=job.reports.put if rank == 0 else _nothing,
+        save=lambda step, report: _save(job, engine, model, step, report, rank),
+    )
+
+
+def _batches(job: WorkerJob, start: int, rank: int, workers: int) -> Iterator[WorkerBatch]:
+    """This worker's shares in order, asked for ahead of time."""
+    import ray
+
+    asked: deque[Any] = deque()
+    for step in range(start, job.total_steps + PREFETCH):
+        if step < job.total_steps:
+            epoch, epoch_step = divmod(step, job.steps_per_epoch)
+            asked.append(job.feed.share.remote(epoch, epoch_step, rank, workers))
+        if step >= start + PREFETCH:
+            yield ray.get(asked.popleft())
+
+
+def _resume(job: WorkerJob, engine: Engine) -> int:
+    """Puts back the last checkpoint if there is one; returns the finished steps."""
+    import ray.train
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as local:
+        run = verify_checkpoint(Path(local))
+        if run.fingerprints != job.fingerprints:
+            raise CheckpointError(
+                f"{checkpoint.path} belongs to another run: its base model, chat template or data differ; "
+                "choose another `name`, or take the data back"
+            )
+        engine.load_state(read_parameters(Path(local)), run.step)
+    return run.step
+
+
+def _save(job: WorkerJob, engine: Engine, model: LossModel, step: int, report: StepReport, rank: int) -> None:
+    """Saves a checkpoint; every worker takes part, worker 0 writes."""
+    import ray.train
+
+    state = engine.state()
+    metrics = {"step": step, "loss": report.loss}
+    if rank != 0:
+        ray.train.report(metrics, checkpoint=None)
+        return
+    epoch, epoch_step = divmod(step, job.steps_per_epoch)
+    run = RunState(step, epoch, epoch_step, job.train.seed, job.fingerprints, job.config)
+    with tempfile.TemporaryDirectory(prefix="raysft-checkpoint-") as folder:
+        write_checkpoint(Path(folder), run, state, peft_config(model))
+        ray.train.report(
+            metrics,
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_dir_name=f"checkpoint-{step:08d}-{os.getpid()}",
+            checkpoint_upload_fn=lambda made, name: _upload(job, made, name),
+        )
+
+
+def _upload(job: WorkerJob, made: Any, name: str) -> Any:
+    """Copies a checkpoint to the run's storage with its manifest last, so that half a copy never looks whole."""
+    import ray.train
+
+    address = f"{job.run_address}/{name}"
+    storage.upload(Path(made.path), address, last=MANIFEST)
+    return ray.train.Checkpoint(address)
+
+
+def _engine_plan(job: WorkerJob, workers: int) -> EnginePlan:
+    train, zero = job.train, job.deepspeed
+    return EnginePlan(
+        zero_stage=zero.zero_stage,
+        offload_optimizer=zero.offload_optimizer,
+        offload_parameters=zero.offload_parameters,
+        micro_batch_size=train.micro_batch_size,
+        accumulation=accumulation_steps(train.global_batch_size, workers, train.micro_batch_size),
+        learning_rate=train.learning_rate,
+        betas=train.betas,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+    )
+
+
+def _nothing(_: StepReport) -> None:
+    return None

@@ -1,0 +1,131 @@
+"""Runs training steps in plain processes, as `torchrun` would: `python -m tests.sft.steps RANK WORKERS PORT FOLDER`.
+
+For every ZeRO stage it trains a few steps from the same start and writes losses, gradient norms and the adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from sft.batch import Layout, WorkerBatch, accumulation_steps, worker_batch
+from sft.engine import Engine, EnginePlan
+from sft.loop import LoopPlan, StepReport, run_loop
+from sft.mask import UNTRAINED, Example
+from sft.model import LoraPlan, ModelPlan, build_model
+from sft.schedule import Cosine
+
+STEPS = 4
+GLOBAL_BATCH = 6
+VOCABULARY = 64
+
+
+def examples(seed: int, count: int) -> list[Example]:
+    """Random examples of uneven length and uneven numbers of trained tokens."""
+    draw = np.random.default_rng(seed)
+    made = []
+    for number in range(count):
+        length = int(draw.integers(4, 20))
+        ids = draw.integers(3, VOCABULARY, length).astype(np.int32)
+        labels = ids.copy()
+        labels[: int(draw.integers(1, length))] = UNTRAINED
+        made.append(Example(str(number), ids, labels))
+    return made
+
+
+def make_engine(
+    base: Path, stage: Literal[0, 1, 2, 3], workers: int, micro: int, dtype: Literal["float32", "bfloat16"]
+) -> Engine:
+    """A tiny model in an engine, the same start every time."""
+    torch.manual_seed(0)
+    model = build_model(ModelPlan(base, "tiny", dtype, "none", "sdpa", False, LoraPlan(4, 8, 0.0, "all-linear")))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.05)
+    plan = EnginePlan(
+        zero_stage=stage,
+        offload_optimizer=False,
+        offload_parameters=False,
+        micro_batch_size=micro,
+        accumulation=accumulation_steps(GLOBAL_BATCH, workers, micro),
+        learning_rate=1e-2,
+        betas=(0.9, 0.999),
+        weight_decay=0.01,
+        max_grad_norm=0.5,
+    )
+    return Engine(model, plan, workers=workers, device=torch.device("cpu"))
+
+
+def train(engine: Engine, rank: int, start: int = 0, stop: int = STEPS, layout: Layout = "packed") -> list[StepReport]:
+    """Trains steps `start` to `stop` of one epoch whose last batch is short."""
+    rows = examples(7, GLOBAL_BATCH * STEPS - 5)
+
+    def batches() -> Iterator[WorkerBatch]:
+        for step in range(start, stop):
+            yield worker_batch(
+                rows[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH],
+                epoch=0,
+                step=step,
+                rank=rank,
+                workers=engine.workers,
+                micro_batch_size=engine.plan.micro_batch_size,
+                accumulation=engine.plan.accumulation,
+                layout=layout,
+                pad_id=2,
+            )
+
+    reports: list[StepReport] = []
+    plan = LoopPlan(STEPS, stop, Cosine(1e-2, 0.0, 1, STEPS), seed=0, save_every=None)
+    run_loop(engine, plan, batches(), rank=rank, start=start, report=reports.append, save=lambda *_: None)
+    return reports
+
+
+def main(rank: int, workers: int, port: int, folder: Path) -> None:
+    """Trains under every stage, and hands the state of stage 0 half-way to every other one."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    import deepspeed
+
+    torch.set_num_threads(1)
+    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    base = folder / "base"
+    told: dict[str, Any] = {}
+
+    def keep(name: str, engine: Engine, reports: list[StepReport]) -> None:
+        state = engine.state()
+        told[name] = {"loss": [r.loss for r in reports], "grad_norm": [r.grad_norm for r in reports]}
+        if rank == 0:
+            save_file({key: value.value for key, value in state.items()}, folder / f"{workers}-{name}.safetensors")
+
+    stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
+    for stage in stages:
+        for layout in ("packed", "padded") if stage == 0 else ("packed",):
+            engine = make_engine(base, stage, workers, 2, "float32")
+            keep(f"stage{stage}-{layout}", engine, train(engine, rank, layout=layout))
+    for before, after in ((0, 2), (2, 3), (3, 0), (1, 1)):
+        first = make_engine(base, stages[before], workers, 2, "float32")
+        train(first, rank, stop=2)
+        half = first.state()
+        second = make_engine(base, stages[after], workers, 2, "float32")
+        second.load_state(half, 2)
+        keep(f"resumed{before}to{after}", second, train(second, rank, start=2))
+    engine = make_engine(base, 3, workers, 2, "bfloat16")
+    keep("stage3-bfloat16", engine, train(engine, rank))
+    engine = make_engine(base, 0, workers, 2, "bfloat16")
+    keep("stage0-bfloat16", engine, train(engine, rank))
+    if rank == 0:
+        (folder / f"{workers}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
