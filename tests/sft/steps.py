@@ -25,7 +25,7 @@ from sft.schedule import Cosine
 
 STEPS = 4
 GLOBAL_BATCH = 6
-VOCABULARY = 64
+VOCABULARY = 200
 
 
 def examples(seed: int, count: int) -> list[Example]:

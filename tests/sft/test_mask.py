@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft.base import BaseTokenizer
+from sft.base import BaseTokenizer, load_tokenizer
 from sft.mask import UNTRAINED, Example, encode, mask
 from sft.messages import Message, Reason, RowError
-from tests.sft.conftest import MakeBase
+from tests.tiny import small_base
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=30)
 answers = text.filter(lambda t: bool(t.strip()) and "<|im_" not in t)
@@ -57,8 +58,8 @@ def test_only_the_answers_and_their_stop_tokens_are_trained(
     assert made.input_ids[:first].tolist() == encode(base.tokenizer, [served])[0]
 
 
-def test_a_merge_across_the_edge_is_refused_never_guessed(make_base: MakeBase) -> None:
-    merging = make_base(merges=[("Ċ", "a")])
+def test_a_merge_across_the_edge_is_refused_never_guessed() -> None:
+    merging = small_base(merges=[("Ċ", "a")])
     made = one(merging, Message("user", "q"), Message("assistant", "ab", trained=True))
     assert isinstance(made, RowError)
     assert made.reason is Reason.NOT_MASKABLE
@@ -109,13 +110,7 @@ def test_nothing_gives_nothing(base: BaseTokenizer) -> None:
     assert mask(base.tokenizer, [], max_length=8, truncate=False) == []
 
 
-@pytest.mark.usefixtures("demo_model")
-def test_the_demo_models_pad_token_is_its_stop_token_and_still_trained(demo_model: object) -> None:
-    from pathlib import Path
-
-    from sft.base import load_tokenizer
-
-    assert isinstance(demo_model, Path)
+def test_the_demo_models_pad_token_is_its_stop_token_and_still_trained(demo_model: Path) -> None:
     real = load_tokenizer(demo_model)
     assert real.pad_id == real.stop_ids[0] == 2
     made = one(real, Message("user", "Hi"), Message("assistant", "Hello.", trained=True))

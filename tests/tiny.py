@@ -1,9 +1,9 @@
+"""Small stand-ins for a base model: real tokenizers and a real, random Llama, made in milliseconds."""
+
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -14,8 +14,6 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-
-MakeBase = Callable[..., BaseTokenizer]
 
 
 def byte_tokenizer(template: str, merges: list[tuple[str, str]] | None = None) -> PreTrainedTokenizerFast:
@@ -35,33 +33,21 @@ def byte_tokenizer(template: str, merges: list[tuple[str, str]] | None = None) -
     return fast
 
 
-@pytest.fixture(scope="session")
-def make_base() -> MakeBase:
-    """Makes a small tokenizer with a template; by default ChatML with pad == eos, as the demo's model has it."""
-
-    def make(template: str = CHATML, merges: list[tuple[str, str]] | None = None) -> BaseTokenizer:
-        tokenizer = byte_tokenizer(template, merges)
-        return BaseTokenizer(tokenizer, ChatTemplate(tokenizer, ["<|im_end|>"]), (1,))
-
-    return make
+def small_base(template: str = CHATML, merges: list[tuple[str, str]] | None = None) -> BaseTokenizer:
+    """A small tokenizer with a template; by default ChatML with pad == eos, as the demo's model has it."""
+    tokenizer = byte_tokenizer(template, merges)
+    return BaseTokenizer(tokenizer, ChatTemplate(tokenizer, ["<|im_end|>"]), (1,))
 
 
-@pytest.fixture(scope="session")
-def base(make_base: MakeBase) -> BaseTokenizer:
-    """The default small tokenizer."""
-    return make_base()
-
-
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory, base: BaseTokenizer) -> Path:
-    """A random Llama of two layers with the small tokenizer, as an ordinary checkpoint."""
+def write_tiny_model(folder: Path) -> Path:
+    """Writes a random Llama of two layers with the small tokenizer, as an ordinary checkpoint."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny") / "base"
+    tokenizer = byte_tokenizer(CHATML)
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=len(base.tokenizer),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -73,5 +59,5 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, base: BaseTokenizer) ->
         pad_token_id=1,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
-    base.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

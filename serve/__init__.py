@@ -1,0 +1,1 @@
+"""raysft's serving application: adapter versions in, a chat endpoint out."""

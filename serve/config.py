@@ -1,0 +1,125 @@
+"""The configuration of the serving application. All faults of a file are reported at once.
+
+Every field is an option of `python -m jobs.serve`; its description is the help text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+OWN_ENGINE_KEYS = {
+    "dtype": "engine.dtype",
+    "max_model_len": "engine.max_model_len",
+    "max_loras": "engine.max_loras",
+    "max_lora_rank": "engine.max_lora_rank",
+    "gpu_memory_utilization": "engine.gpu_memory_utilization",
+    "enforce_eager": "engine.enforce_eager",
+    "tensor_parallel_size": "engine.tensor_parallel_size",
+    "model": "base",
+    "served_model_name": "base_id",
+}
+"""Engine arguments that have a key of their own here, and that key."""
+
+FIXED_ENGINE_KEYS = (
+    "chat_template",
+    "chat_template_content_format",
+    "default_chat_template_kwargs",
+    "enable_lora",
+    "tokenizer",
+    "trust_request_chat_template",
+)
+"""Engine arguments that nobody may set: adapters, and the same prompt ids as in training, hang on them."""
+
+
+class Section(BaseModel):
+    """Base of every config model: frozen, and unknown keys are faults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class EngineSection(Section):
+    """The vLLM engine of each replica."""
+
+    use_gpu: bool = Field(False, description="Run the engine on GPUs rather than on CPU.")
+    accelerator_type: str | None = Field(None, description="GPU type to ask Ray for, such as A100; null takes any.")
+    tensor_parallel_size: int = Field(1, gt=0, description="GPUs that share one copy of the model.")
+    cpus_per_replica: float = Field(1.0, gt=0, description="Logical CPUs that a replica on CPU reserves.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Type of the base weights.")
+    max_model_len: int = Field(2048, ge=16, description="Longest prompt and answer together, in tokens.")
+    max_loras: int = Field(4, gt=0, description="Adapter versions that one batch can mix; each takes memory.")
+    max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
+        16, description="Highest rank that the engine can hold; versions above it are refused."
+    )
+    kv_cache_gib: int = Field(1, gt=0, description="Memory for the KV cache of a replica on CPU, in GiB.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of GPU memory that the engine takes.")
+    enforce_eager: bool = Field(True, description="Skip graph compilation: slower answers, a quicker start.")
+    extra: dict[str, Any] = Field({}, description="Further vLLM engine arguments, as vLLM names them.")
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        faults = []
+        if self.accelerator_type is not None and not self.use_gpu:
+            faults.append(f"accelerator_type {self.accelerator_type} needs use_gpu: true")
+        if self.tensor_parallel_size > 1 and not self.use_gpu:
+            faults.append(f"tensor_parallel_size {self.tensor_parallel_size} needs use_gpu: true; use 1 on CPU")
+        faults += [f"extra.{key}: set {own}" for key, own in OWN_ENGINE_KEYS.items() if key in self.extra]
+        faults += [f"extra.{key}: is not yours to set; leave it out" for key in FIXED_ENGINE_KEYS if key in self.extra]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class ScalingSection(Section):
+    """How many copies run, and how much each takes on."""
+
+    min_replicas: int = Field(1, gt=0, description="Engine replicas that always run.")
+    max_replicas: int = Field(1, gt=0, description="Engine replicas under load; Serve scales between the two.")
+    max_ongoing_requests: int = Field(64, gt=0, description="Requests that one engine replica works on at a time.")
+    gateway_replicas: int = Field(1, gt=0, description="HTTP gateways in front of the engines.")
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self
+
+
+class HttpSection(Section):
+    """Where the endpoint listens."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on; by default this machine only.")
+    port: int = Field(8000, gt=0, le=65535, description="Port to listen on.")
+
+
+class RaySection(Section):
+    """Which Ray cluster to use."""
+
+    address: str | None = Field(
+        None, description="auto or an address joins a running cluster; null joins a job's own, else starts one."
+    )
+    num_cpus: int | None = Field(None, gt=0, description="Logical CPUs of a Ray that is started here.")
+
+
+class ServeConfig(Section):
+    """A serving application, whole."""
+
+    registry: str = Field(min_length=1, description="Registry of adapters: a folder, s3://, gs:// or az://.")
+    base: str = Field(min_length=1, description="Folder of the base checkpoint, or a Hugging Face model id.")
+    base_id: str | None = Field(None, description="The base model's id for users; by default the last part of `base`.")
+    engine: EngineSection = EngineSection()
+    scaling: ScalingSection = ScalingSection()
+    http: HttpSection = HttpSection()
+    ray: RaySection = RaySection()
+
+    @model_validator(mode="after")
+    def _id_is_plain(self) -> Self:
+        if not self.id or any(mark in self.id for mark in ":@") or not self.id.isprintable():
+            raise ValueError(f"base_id {self.id!r} must be printable and without ':' and '@', which versions use")
+        return self
+
+    @property
+    def id(self) -> str:
+        """The base model's id."""
+        return self.base_id or self.base.rstrip("/").rsplit("/", 1)[-1]

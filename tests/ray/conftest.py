@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A Ray head with token authentication, as `ray start` makes it."""
+
+    address: str
+    dashboard: str
+    environment: dict[str, str]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="session")
+def head() -> Iterator[Head]:
+    """Starts one Ray head for the whole session, and stops it by its process group."""
+    port, dashboard = _free_port(), _free_port()
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    environment = {**os.environ, **token}
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        "--num-cpus=8",
+        "--disable-usage-stats",
+    ]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    before = {name: os.environ.get(name) for name in token}
+    os.environ.update(token)
+    try:
+        _wait(f"http://127.0.0.1:{dashboard}/api/version", token["RAY_AUTH_TOKEN"], process)
+        yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _wait(url: str, token: str, process: subprocess.Popen[str], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            assert process.stdout is not None
+            pytest.fail(f"ray start ended: {process.stdout.read()[-2000:]}")
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except (URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"the Ray dashboard did not answer within {seconds:.0f} s")
+
+
+@pytest.fixture(scope="session")
+def cluster(head: Head) -> Iterator[str]:
+    """Connects this process to the head; gives its address."""
+    import ray
+
+    from sft.cluster import connect
+
+    connect(head.address, num_cpus=None, needed_cpus=1)
+    yield head.address
+    ray.shutdown()

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft.adapter import GOLDEN_MESSAGES, verify_bundle
+from sft.base import load_tokenizer
+from sft.checkpoint import verify_checkpoint
+from sft.config import TrainConfig
+from sft.errors import ConfigError, DataError, RaysftError, TrainingError
+from sft.trainer import steps_of, train
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+ROWS = 22
+
+
+def config(folder: Path, base: Path, **changes: Any) -> TrainConfig:
+    data = folder / "rows.jsonl"
+    if not data.exists():
+        rows = [{"instruction": f"count to {i}", "output": "x" * (i % 7 + 1)} for i in range(ROWS)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows) + "broken\n")
+    values = {
+        "name": "tiny",
+        "storage": str(folder / "runs"),
+        "model": {"base": str(base), "base_id": "tiny-llama"},
+        "lora": {"rank": 4},
+        "data": {"sources": [{"path": str(data), "name": "rows"}]},
+        "train": {"epochs": 2, "global_batch_size": 6, "micro_batch_size": 2, "learning_rate": 1e-2},
+        "scaling": {"num_workers": 2},
+        "checkpoint": {"every_steps": 3},
+        "ray": {"address": "auto"},
+        **changes,
+    }
+    return TrainConfig.model_validate(values)
+
+
+def metrics(folder: Path, name: str = "tiny") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_steps_are_counted_with_a_short_last_batch(tmp_path: Path, tiny_model: Path) -> None:
+    made = config(tmp_path, tiny_model)
+    assert steps_of(made, 22) == (4, 8)
+    assert steps_of(config(tmp_path, tiny_model, train={"max_steps": 3, "global_batch_size": 6}), 22) == (4, 3)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_workers_train_a_bundle_and_the_run_can_be_taken_again(tmp_path: Path, tiny_model: Path) -> None:
+    lines: list[str] = []
+    made = config(tmp_path, tiny_model, deepspeed={"zero_stage": 2})
+    result = train(made, lines.append)
+    assert (result.steps, result.reused) == (8, False)
+
+    bundle = verify_bundle(result.bundle)
+    tokenizer = load_tokenizer(tiny_model)
+    assert (bundle.base_model, bundle.rank, bundle.stop_ids) == ("tiny-llama", 4, (1,))
+    assert bundle.template_fingerprint == tokenizer.template.fingerprint
+    assert bundle.lineage["data"]["kept"] == ROWS
+    assert bundle.lineage["config"]["train"]["epochs"] == 2
+    for golden, messages in zip(bundle.golden, GOLDEN_MESSAGES, strict=True):
+        ids = tokenizer.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True)["input_ids"]
+        assert list(golden.prompt_ids) == ids
+
+    steps = metrics(tmp_path)
+    assert [step["step"] for step in steps] == list(range(1, 9))
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert sum(step["trained_tokens"] for step in steps) == 2 * bundle.lineage["data"]["trained_tokens"]
+    quarantine = (tmp_path / "runs/tiny/quarantine.jsonl").read_text().splitlines()
+    assert [(json.loads(line)["position"], json.loads(line)["reason"]) for line in quarantine] == [
+        (ROWS + 1, "invalid_json")
+    ]
+    checkpoints = sorted((tmp_path / "runs/tiny").glob("checkpoint-*"))
+    assert [verify_checkpoint(path).step for path in checkpoints] == [6, 8]  # the newest two are kept
+    assert any("step 1/8" in line for line in lines)
+    assert any("22 examples" in line and "1 of 23 rows quarantined" in line for line in lines)
+
+    again = train(made, lines.append)
+    assert (again.reused, again.steps, verify_bundle(again.bundle)) == (True, 8, bundle)
+    assert len(metrics(tmp_path)) == 8
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_nothing_had_happened(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    wanted = train(config(straight, tiny_model, deepspeed={"zero_stage": 1}), lambda _: None)
+
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    killed: list[int] = []
+
+    def kill_once(line: str) -> None:
+        if "step 1/8" in line:
+            killed.extend(kill_a_worker())
+
+    made = config(broken, tiny_model, deepspeed={"zero_stage": 1}, failure={"max_failures": 1})
+    result = train(made, kill_once)
+    assert killed
+    assert (result.steps, result.loss) == (8, pytest.approx(wanted.loss, rel=1e-5))
+    weights = "adapter_model.safetensors"
+    assert verify_bundle(result.bundle).files[weights] == verify_bundle(wanted.bundle).files[weights]
+
+
+def kill_a_worker() -> list[int]:
+    """kill -9 of one training worker."""
+    import os
+    import signal
+
+    import psutil
+
+    found = [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+    ]
+    for process in found[:1]:
+        os.kill(process.pid, signal.SIGKILL)
+    return [process.pid for process in found[:1]]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("changes", "error", "words"),
+    [
+        ({"data": {"sources": [{"path": "ROWS"}], "max_length": 8}}, DataError, "nothing is left to train on"),
+        ({"data": {"sources": [{"path": "ROWS"}], "max_bad_fraction": 0.0}}, DataError, "1 of 23 rows cannot be used"),
+        ({"data": {"sources": [{"path": "NONE"}]}}, RaysftError, "there is no such file"),
+        ({"lora": {"target_modules": ["nonsense"]}}, RaysftError, "target_modules"),
+        ({"train": {"learning_rate": 1e30, "global_batch_size": 6}}, TrainingError, "the loss of epoch 0, step"),
+    ],
+)
+def test_a_run_that_cannot_be_ends_with_one_message_and_no_bundle(
+    tmp_path: Path, tiny_model: Path, changes: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    config(tmp_path, tiny_model)
+    text = json.dumps(changes).replace("ROWS", str(tmp_path / "rows.jsonl")).replace("NONE", str(tmp_path / "none"))
+    with pytest.raises(error, match=words):
+        train(config(tmp_path, tiny_model, **json.loads(text)), lambda _: None)
+    assert not (tmp_path / "runs/tiny/bundle").exists()
+    assert not list((tmp_path / "runs").glob("tiny/checkpoint-*/manifest.json"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_too_many_workers_are_refused_with_what_there_is(tmp_path: Path, tiny_model: Path) -> None:
+    scaling = {"num_workers": 6, "cpus_per_worker": 40, "resource_timeout_s": 3}
+    with pytest.raises((ConfigError, TrainingError), match=r"240 CPU \(the cluster has 8\)"):
+        train(config(tmp_path, tiny_model, scaling=scaling), lambda _: None)

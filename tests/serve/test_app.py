@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from serve.app import _check_port, _located, _reason, app_builder
+from serve.config import ServeConfig
+from serve.errors import NotReadyError
+from sft.errors import ConfigError, ModelError
+
+
+def test_local_addresses_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    located = _located(ServeConfig(registry="registry", base="model/"))
+    assert (located.registry, located.base) == (str(tmp_path / "registry"), str(tmp_path / "model"))
+    assert located.id == "model"
+
+
+def test_addresses_elsewhere_stay() -> None:
+    located = _located(ServeConfig(registry="s3://bucket/registry", base="org/model"))
+    assert (located.registry, located.base) == ("s3://bucket/registry", "org/model")
+
+
+@pytest.mark.parametrize("base", ["/no/such/model", "build/no/such", "./model", "~/model"])
+def test_a_missing_base_is_told(base: str) -> None:
+    with pytest.raises(ModelError, match="there is no such folder"):
+        _located(ServeConfig(registry="r", base=base))
+
+
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        _located(ServeConfig(registry="r", base=str(tmp_path)))
+
+
+def test_a_port_that_is_taken_is_told() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(NotReadyError, match=f"port {port} on 127.0.0.1 is taken by another program"):
+            _check_port("127.0.0.1", port)
+    _check_port("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_told() -> None:
+    with pytest.raises(NotReadyError, match="cannot be used"):
+        _check_port("203.0.113.1", 8000)
+
+
+def test_the_builder_tells_all_faults(tmp_path: Path) -> None:
+    path = tmp_path / "serve.yaml"
+    path.write_text("registry: r\nengine: {max_loras: 0}\n")
+    with pytest.raises(ConfigError) as caught:
+        app_builder({"config": str(path), "http": {"port": -1}})
+    assert len(caught.value.faults) == 3
+    with pytest.raises(ConfigError, match="cannot be read"):
+        app_builder({"config": str(tmp_path / "missing.yaml")})
+    with pytest.raises(ModelError):
+        app_builder({"registry": str(tmp_path), "base": "/no/such/model"})
+
+
+def test_the_blamed_line_of_a_long_report() -> None:
+    report = (
+        "Deploying failed:\n  Traceback (most recent call last):\n  ValueError: one fault\n  max_model_len is too large"
+    )
+    assert _reason("Deploying failed: see below", report) == "ValueError: one fault max_model_len is too large"
+    assert _reason("just this") == "just this"
+    assert _reason() == "no reason given"

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve.errors import UnknownModelError, VersionRefusedError
+from serve.loader import AdapterLoader, Limits, base_folder
+from serve.registry import Registry
+from serve.versions import VersionId
+from sft.adapter import ADAPTER_WEIGHTS, base_fingerprint, verify_bundle
+from sft.errors import ModelError
+from tests.bundles import tiny_bundle
+
+V1 = VersionId("support", 1)
+LIMITS = Limits("base-1b", "f" * 64, "a" * 64, 8)
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    return Registry.open(tmp_path / "registry", create=True)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    """A folder that is just enough of a checkpoint to have a fingerprint and a chat template."""
+    from safetensors.numpy import save_file
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    folder = tmp_path / "base"
+    words = Tokenizer(WordLevel({"a": 0, "?": 1}, unk_token="?"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="?")
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    import numpy as np
+
+    save_file({"w": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def loader(registry: Registry, base: Path, tmp_path: Path) -> AdapterLoader:
+    return AdapterLoader(registry.address, str(base), "base-1b", 8, tmp_path / "cache", download_timeout_s=30)
+
+
+def publish(registry: Registry, tmp_path: Path, base: Path, **changes: Any) -> VersionId:
+    folder = tmp_path / f"bundle-{len(registry.version_ids())}"
+    tiny_bundle(folder, **{"base_fingerprint": base_fingerprint(base), **changes})
+    return registry.publish(folder, "support").id
+
+
+@pytest.mark.anyio
+async def test_an_engine_id_becomes_a_verified_folder(
+    loader: AdapterLoader, registry: Registry, base: Path, tmp_path: Path
+) -> None:
+    first, second = publish(registry, tmp_path, base), publish(registry, tmp_path, base, seed=2)
+    llm_config: Any = None
+    loaded = await loader.load_model_from_config(f"base-1b:{first}", llm_config)
+    assert loaded.model_id == "base-1b:support@v1"
+    assert verify_bundle(Path(loaded.local_path)) == registry.get(first).bundle
+    other = await loader.load_model_from_config(f"base-1b:{second}", llm_config)
+    assert other.lora_assigned_int_id != loaded.lora_assigned_int_id
+    assert (await loader.load_model_from_config(f"base-1b:{first}", llm_config)) == loaded
+
+
+def test_a_registry_made_anew_is_not_mistaken_for_the_old_one(
+    loader: AdapterLoader, registry: Registry, base: Path, tmp_path: Path
+) -> None:
+    version = publish(registry, tmp_path, base)
+    before = loader.fetch(version)
+    shutil.rmtree(registry.address)
+    shutil.rmtree(tmp_path / "bundle-0")
+    anew = Registry.open(registry.address, create=True)
+    publish(anew, tmp_path, base, seed=9)
+    after = AdapterLoader(registry.address, str(base), "base-1b", 8, tmp_path / "cache").fetch(version)
+    assert after != before
+    assert verify_bundle(after) == anew.get(version).bundle
+
+
+def test_a_damaged_version_is_refused_without_a_path(
+    loader: AdapterLoader, registry: Registry, base: Path, tmp_path: Path
+) -> None:
+    version = publish(registry, tmp_path, base)
+    (Path(registry.address) / "versions/support/v1" / ADAPTER_WEIGHTS).write_bytes(b"x")
+    with pytest.raises(
+        VersionRefusedError, match=f"support@v1 is damaged in the registry: {ADAPTER_WEIGHTS}"
+    ) as caught:
+        loader.fetch(version)
+    assert "/" not in str(caught.value)
+
+
+def test_an_unknown_version_is_told_apart(loader: AdapterLoader) -> None:
+    with pytest.raises(UnknownModelError, match="support@v1"):
+        loader.fetch(V1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"base_fingerprint": "0" * 64, "base_model": "other"}, r"another base \(other\) than base-1b"),
+        ({"template": "{{ other }}"}, "another chat template"),
+        ({"rank": 9}, "rank 9 is above engine.max_lora_rank 8"),
+    ],
+)
+def test_a_version_that_does_not_fit_is_refused(
+    loader: AdapterLoader, registry: Registry, base: Path, tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    version = publish(registry, tmp_path, base, **changes)
+    with pytest.raises(VersionRefusedError, match=reason):
+        loader.fetch(version)
+
+
+def test_all_reasons_are_told(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", rank=9, base_fingerprint="0" * 64)
+    with pytest.raises(VersionRefusedError, match=r"another base .*; its rank 9"):
+        LIMITS.check(V1, bundle)
+
+
+def test_a_base_is_a_folder_or_a_known_model(base: Path, tmp_path: Path) -> None:
+    assert base_folder(str(base)) == base
+    for missing in (str(tmp_path / "nothing"), "no-such-org/no-such-model"):
+        with pytest.raises(ModelError, match="no checkpoint there"):
+            base_folder(missing)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sft.config import TrainConfig, read_config
+from sft.errors import ConfigError
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+LEAST: dict[str, Any] = {
+    "name": "support",
+    "storage": "runs",
+    "model": {"base": "some/model"},
+    "data": {"sources": [{"path": "rows.jsonl"}]},
+}
+
+
+def faults(changes: dict[str, Any], unknown: tuple[str, ...] = ()) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        read_config(TrainConfig, None, {**LEAST, **changes}, unknown)
+    return caught.value.faults
+
+
+def test_least_config_and_its_defaults() -> None:
+    config = read_config(TrainConfig, None, LEAST)
+    assert (config.model.id, config.data.sources[0].label, config.deepspeed.zero_stage) == ("model", "rows.jsonl", 0)
+
+
+def test_overrides_win_and_leave_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({**LEAST, "train": {"epochs": 3, "seed": 5}}))
+    config = read_config(TrainConfig, path, {"train": {"learning_rate": "3e-4"}})
+    assert (config.train.epochs, config.train.seed, config.train.learning_rate) == (3, 5, 3e-4)
+
+
+def test_all_faults_come_at_once() -> None:
+    assert faults(
+        {"name": "Bad Name", "train": {"epochs": 0, "lerning_rate": 1}, "lora": {"rank": "x"}, "rays": 1},
+        unknown=("--train.sed",),
+    ) == (
+        "name: String should match pattern '^[a-z0-9][a-z0-9._-]{0,62}$', got 'Bad Name'",
+        "lora.rank: Input should be a valid integer, unable to parse string as an integer, got 'x'",
+        "train.epochs: Input should be greater than 0, got 0",
+        "train.lerning_rate: no such key; did you mean train.learning_rate?",
+        "rays: no such key; did you mean ray?",
+        "--train.sed: no such option; did you mean train.seed?",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": {"base": "m", "quantization": "nf4"}, "deepspeed": {"zero_stage": 3}}, "cannot shard a 4-bit base"),
+        ({"deepspeed": {"offload_parameters": True}}, "offload_parameters needs zero_stage 3"),
+        ({"deepspeed": {"offload_optimizer": True}}, "offload_optimizer needs zero_stage 1, 2 or 3"),
+        ({"model": {"base": "m", "attention": "flash_attention_2"}}, "use sdpa on CPU"),
+        ({"alias": "live"}, "alias needs a registry"),
+        ({"train": {"global_batch_size": 1}, "scaling": {"num_workers": 2}}, "every worker needs an example"),
+        ({"train": {"learning_rate": 1e-5, "min_learning_rate": 1e-4}}, "is above learning_rate"),
+        ({"data": {"sources": []}}, "name at least one source"),
+        ({"data": {"sources": [{"path": "a/x.jsonl"}, {"path": "b/x.jsonl"}]}}, "two sources are called x.jsonl"),
+        ({"deepspeed": {"zero_stage": 4}}, "Input should be 0, 1, 2 or 3"),
+    ],
+)
+def test_combinations_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:
+    assert words in "\n".join(faults(changes))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("a: [", "not valid YAML"), ("- a", "expected `key: value` lines"), ("", "name: is missing")],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_config(TrainConfig, path)
+    with pytest.raises(ConfigError, match="there is no such file"):
+        read_config(TrainConfig, tmp_path / "none.yaml")
+
+
+def test_the_resolved_config_reads_back_as_itself() -> None:
+    config = read_config(TrainConfig, None, LEAST)
+    assert TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from torch import Tensor
+
+STAGES = ("stage0-packed", "stage0-padded", "stage1-packed", "stage2-packed", "stage3-packed")
+RESUMED = ("resumed0to2", "resumed2to3", "resumed3to0", "resumed1to1")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.fixture(scope="module")
+def results(tiny_model: Path) -> Path:
+    """Trains with 1 and with 2 workers, in plain processes; see tests/sft/steps.py."""
+    folder = tiny_model.parent
+    for workers in (1, 2):
+        port = free_port()
+        command = [sys.executable, "-m", "tests.sft.steps"]
+        started = [
+            subprocess.Popen(
+                [*command, str(rank), str(workers), str(port), str(folder)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(workers)
+        ]
+        for process in started:
+            output, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, output[-4000:]
+    return folder
+
+
+def adapter(results: Path, workers: int, name: str) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = load_file(results / f"{workers}-{name}.safetensors")
+    return weights
+
+
+def told(results: Path, workers: int, name: str) -> dict[str, list[float]]:
+    every: dict[str, Any] = json.loads((results / f"{workers}.json").read_text())
+    found: dict[str, list[float]] = every[name]
+    return found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", STAGES)
+def test_loss_and_gradients_do_not_depend_on_workers_stage_or_layout(results: Path, workers: int, name: str) -> None:
+    one, other = told(results, 1, "stage0-packed"), told(results, workers, name)
+    assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", [*STAGES, *RESUMED])
+def test_the_trained_adapter_is_the_same(results: Path, workers: int, name: str) -> None:
+    one, other = adapter(results, 1, "stage0-packed"), adapter(results, workers, name)
+    assert one.keys() == other.keys()
+    assert max(float((one[key] - other[key]).abs().max()) for key in one) < 5e-5  # a step moves a weight by 1e-2
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_goes_on_where_it_stopped_under_another_stage(results: Path, workers: int, name: str) -> None:
+    whole, second_half = told(results, 1, "stage0-packed"), told(results, workers, name)
+    assert second_half["loss"] == pytest.approx(whole["loss"][2:], rel=1e-5)
+    assert second_half["grad_norm"] == pytest.approx(whole["grad_norm"][2:], rel=1e-4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("name", ["stage0-bfloat16", "stage3-bfloat16"])
+def test_a_bfloat16_base_trains_a_float32_adapter(results: Path, workers: int, name: str) -> None:
+    assert {weight.dtype.__str__() for weight in adapter(results, workers, name).values()} == {"torch.float32"}
+    assert told(results, workers, name)["loss"] == pytest.approx(told(results, 1, "stage0-packed")["loss"], rel=1e-2)
