@@ -187,6 +187,12 @@ def _fit(
     except (SystemExit, KeyboardInterrupt):
         raise KeyboardInterrupt from None  # Ray Train turns Ctrl-C into SystemExit(0)
     except Exception as error:
+        lacking = shortage(_resources(config))
+        if lacking and reporter.last is None:
+            raise TrainingError(
+                f"the workers did not start within {scaling.resource_timeout_s:g} s: the run needs {lacking}; "
+                "lower scaling.num_workers, use a larger cluster, or raise scaling.resource_timeout_s"
+            ) from None
         raise _translated(error, f"run {config.name} failed") from None
     finally:
         listener.stop()

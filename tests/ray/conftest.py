@@ -33,7 +33,7 @@ def _free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def head() -> Iterator[Head]:
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """Starts one Ray head for the whole session, and stops it by its process group."""
     port, dashboard = _free_port(), _free_port()
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -50,13 +50,15 @@ def head() -> Iterator[Head]:
         "--num-cpus=8",
         "--disable-usage-stats",
     ]
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    log = tmp_path_factory.mktemp("head") / "ray.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
     before = {name: os.environ.get(name) for name in token}
     os.environ.update(token)
     try:
-        _wait(f"http://127.0.0.1:{dashboard}/api/version", token["RAY_AUTH_TOKEN"], process)
+        _wait(f"http://127.0.0.1:{dashboard}/api/version", token["RAY_AUTH_TOKEN"], process, log)
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
     finally:
         for name, value in before.items():
@@ -72,19 +74,18 @@ def head() -> Iterator[Head]:
             process.wait()
 
 
-def _wait(url: str, token: str, process: subprocess.Popen[str], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
+def _wait(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 120
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
     while time.monotonic() < end:
         if process.poll() is not None:
-            assert process.stdout is not None
-            pytest.fail(f"ray start ended: {process.stdout.read()[-2000:]}")
+            pytest.fail(f"ray start ended: {log.read_text()[-2000:]}")
         try:
             with urllib.request.urlopen(request, timeout=5):
                 return
         except (URLError, OSError):
             time.sleep(0.5)
-    pytest.fail(f"the Ray dashboard did not answer within {seconds:.0f} s")
+    pytest.fail("the Ray dashboard did not answer within 120 s")
 
 
 @pytest.fixture(scope="session")
