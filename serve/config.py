@@ -46,7 +46,9 @@ class EngineSection(Section):
     accelerator_type: str | None = Field(None, description="GPU type to ask Ray for, such as A100; null takes any.")
     tensor_parallel_size: int = Field(1, gt=0, description="GPUs that share one copy of the model.")
     cpus_per_replica: float = Field(1.0, gt=0, description="Logical CPUs that a replica on CPU reserves.")
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Type of the base weights.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto", description="Type of the base weights; auto is bfloat16 where the hardware multiplies it, else float32."
+    )
     max_model_len: int = Field(2048, ge=16, description="Longest prompt and answer together, in tokens.")
     max_loras: int = Field(4, gt=0, description="Adapter versions that one batch can mix; each takes memory.")
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(

@@ -28,6 +28,7 @@ from serve.loader import AdapterLoader
 from serve.requests import Route
 from serve.traffic import Target
 from sft.errors import RaysftError
+from sft.hardware import cpu_has_bfloat16
 
 DEPLOYMENT = "engine"
 DOWNLOAD_TIMEOUT_S = 300.0
@@ -141,7 +142,7 @@ def llm_config(config: ServeConfig) -> LLMConfig:
     engine, scaling = config.engine, config.scaling
     arguments: dict[str, Any] = {
         **engine.extra,
-        "dtype": engine.dtype,
+        "dtype": _dtype(config),
         "max_model_len": engine.max_model_len,
         "enforce_eager": engine.enforce_eager,
         "tensor_parallel_size": engine.tensor_parallel_size,
@@ -180,6 +181,13 @@ def llm_config(config: ServeConfig) -> LLMConfig:
         deployment_config=deployment,
         runtime_env={"env_vars": environment},
     )
+
+
+def _dtype(config: ServeConfig) -> str:
+    """The engine's type: vLLM's own auto takes the checkpoint's, which a CPU may only emulate."""
+    if config.engine.dtype != "auto" or config.engine.use_gpu or cpu_has_bfloat16():
+        return config.engine.dtype
+    return "float32"
 
 
 def bind_engine(config: ServeConfig) -> Any:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sft import loss
 from sft.errors import ModelError
+from sft.hardware import cpu_has_bfloat16
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 
@@ -121,12 +122,8 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     """The base's type on a device; auto avoids bfloat16 where it would be emulated, many times slower."""
     if dtype != "auto":
         return torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
+    native = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bfloat16()
     return torch.bfloat16 if native else torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

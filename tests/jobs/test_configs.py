@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from jobs.demo import DemoConfig
 from serve.config import ServeConfig
 from sft.config import TrainConfig, read_config
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
-MODELS = {"train.yaml": TrainConfig, "serve.yaml": ServeConfig, "demo.yaml": DemoConfig}
+MODELS: dict[str, type[BaseModel]] = {"train.yaml": TrainConfig, "serve.yaml": ServeConfig, "demo.yaml": DemoConfig}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)

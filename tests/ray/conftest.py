@@ -2,17 +2,18 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
+import psutil
 import pytest
 
 
@@ -66,12 +67,19 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        _end(process.pid)
+        process.wait()
+
+
+def _end(pid: int) -> None:
+    """Ends a process and all that it started, by process id."""
+    root = psutil.Process(pid)
+    family = [root, *root.children(recursive=True)]
+    root.terminate()
+    _, alive = psutil.wait_procs(family, timeout=5)
+    for process in alive:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _wait(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> None:

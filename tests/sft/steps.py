@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from sft.batch import Layout, WorkerBatch, accumulation_steps, worker_batch
 from sft.engine import Engine, EnginePlan
+from sft.errors import TrainingError
 from sft.loop import LoopPlan, StepReport, run_loop
 from sft.mask import UNTRAINED, Example
 from sft.model import LoraPlan, ModelPlan, build_model
@@ -123,6 +124,13 @@ def main(rank: int, workers: int, port: int, folder: Path) -> None:
     keep("stage3-bfloat16", engine, train(engine, rank))
     engine = make_engine(base, 0, workers, 2, "bfloat16")
     keep("stage0-bfloat16", engine, train(engine, rank))
+    engine = make_engine(base, 1, workers, 2, "float32")
+    with torch.no_grad():
+        next(p for name, p in engine.module.named_parameters() if "lora_B" in name).fill_(float("nan"))
+    try:
+        train(engine, rank)
+    except TrainingError as error:
+        told["error"] = str(error)
     if rank == 0:
         (folder / f"{workers}.json").write_text(json.dumps(told))
 

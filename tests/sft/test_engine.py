@@ -84,3 +84,12 @@ def test_a_run_goes_on_where_it_stopped_under_another_stage(results: Path, worke
 def test_a_bfloat16_base_trains_a_float32_adapter(results: Path, workers: int, name: str) -> None:
     assert {weight.dtype.__str__() for weight in adapter(results, workers, name).values()} == {"torch.float32"}
     assert told(results, workers, name)["loss"] == pytest.approx(told(results, 1, "stage0-packed")["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loss_that_is_no_number_stops_every_worker_and_names_the_rows(results: Path, workers: int) -> None:
+    message = json.loads((results / f"{workers}.json").read_text())["error"]
+    assert message.startswith("the loss of epoch 0, step 0 is nan; the last checkpoint is good.")
+    rows = message.rsplit(": ", 1)[1].split(", ")
+    assert set(rows) <= {"0", "1", "2", "3", "4", "5"}
+    assert len(rows) == 6 // workers

@@ -33,7 +33,7 @@ def test_ids_and_labels_literally(base: BaseTokenizer) -> None:
     a, b, newline = (base.tokenizer.convert_tokens_to_ids(t) for t in ("a", "b", "Ċ"))
     assert made.input_ids.tolist() == [*prompt, a, b, 1, newline]
     assert made.labels.tolist() == [UNTRAINED] * len(prompt) + [a, b, 1, UNTRAINED]
-    assert (made.input_ids.dtype, made.labels.dtype) == (np.int32, np.int32)
+    assert {str(made.input_ids.dtype), str(made.labels.dtype)} == {"int32"}
     assert made.trained_tokens == 3
 
 

@@ -157,5 +157,5 @@ def test_auto_dtype_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> Non
     assert resolve_dtype("float32", cpu) is torch.float32
     assert resolve_dtype("bfloat16", cpu) is torch.bfloat16
     for native, wanted in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr("sft.model._cpu_has_bfloat16", lambda native=native: native)
+        monkeypatch.setattr("sft.model.cpu_has_bfloat16", lambda native=native: native)
         assert resolve_dtype("auto", cpu) is wanted
