@@ -45,7 +45,6 @@ def workspace(endpoint: Endpoint, demo_model: Path, tmp_path_factory: pytest.Tem
     (folder / "build/demo/model").symlink_to(demo_model)
     (folder / "build/demo/registry").symlink_to(endpoint.registry.address.removeprefix("file://"))
     return folder
-    return folder
 
 
 def test_every_command_is_known() -> None:
