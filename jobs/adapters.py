@@ -150,6 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The job."""
     words = list(sys.argv[1:] if argv is None else argv)
     overview = argparse.ArgumentParser(prog="python -m jobs.adapters", description=__doc__, allow_abbrev=False)
+    overview.epilog = (
+        "Every command takes --registry ADDRESS, or --config FILE whose `registry` is used; see COMMAND --help."
+    )
     commands = overview.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.help, add_help=False)

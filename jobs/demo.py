@@ -39,7 +39,7 @@ answers new questions in the trained format (at least 9 of 10) and the base mode
 TUNED_AT_LEAST = 0.9
 BASE_BELOW = 0.2
 PARALLEL = 8
-MAX_TOKENS = 80
+MAX_TOKENS = 72
 PROCEDURE = re.compile(r"[A-Z]{3}-\d{2}")
 
 

@@ -101,21 +101,19 @@ def read(file: RowFile, rows: int = READ_ROWS) -> Iterator[pa.Table]:
 def prepare(table: pa.Table, base: BaseTokenizer, *, max_length: int, truncate: bool) -> pa.Table:
     """Converts, renders, masks and tokenises a RAW table into a PREPARED one, row for row."""
     columns = [table.column(name).to_pylist() for name in ("source", "file", "position", "format", "raw")]
-    fates: list[Example | RowError] = []
     ids: list[str] = []
-    rendered: list[tuple[str, Rendered]] = []
-    for source, file, position, format_name, raw in zip(*columns, strict=True):
+    fates: dict[int, Example | RowError] = {}
+    rendered: dict[int, tuple[str, Rendered]] = {}
+    for number, (source, file, position, format_name, raw) in enumerate(zip(*columns, strict=True)):
         row_id = f"{source}/{file}:{position}:{hashlib.sha256(raw).hexdigest()[:12]}"
         ids.append(row_id)
         try:
-            rendered.append((row_id, base.template.spans(to_messages(_parse(raw), format_name))))
+            rendered[number] = (row_id, base.template.spans(to_messages(_parse(raw), format_name)))
         except RowError as error:
-            fates.append(error)
-        else:
-            fates.append(_PENDING)
-    masked = iter(mask(base.tokenizer, rendered, max_length=max_length, truncate=truncate))
-    fates = [next(masked) if fate is _PENDING else fate for fate in fates]
-    return _prepared_table(ids, columns, fates)
+            fates[number] = error
+    masked = mask(base.tokenizer, list(rendered.values()), max_length=max_length, truncate=truncate)
+    fates |= zip(rendered, masked, strict=True)
+    return _prepared_table(ids, columns, [fates[number] for number in range(len(ids))])
 
 
 def examples(table: pa.Table) -> list[Example]:
@@ -129,9 +127,6 @@ def examples(table: pa.Table) -> list[Example]:
             for i in range(batch.num_rows)
         ]
     return made
-
-
-_PENDING = RowError(Reason.NO_TRAINED_TOKEN, "", "not masked yet")
 
 
 def _parse(raw: bytes) -> object:

@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from sft import storage
-from sft.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GOLDEN_MESSAGES, Golden, base_fingerprint, write_bundle
+from sft.adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    GOLDEN_MESSAGES,
+    Golden,
+    base_fingerprint,
+    verify_bundle,
+    write_bundle,
+)
 from sft.base import BaseTokenizer, load_tokenizer, locate
 from sft.checkpoint import Fingerprints, verify_checkpoint
 from sft.cluster import connect, shortage
@@ -185,6 +193,7 @@ def _fit(
     try:
         result = trainer.fit()
     except (SystemExit, KeyboardInterrupt):
+        say(f"stopping; checkpoints in {folder.address} are whole, and the same command goes on from the last one")
         raise KeyboardInterrupt from None  # Ray Train turns Ctrl-C into SystemExit(0)
     except Exception as error:
         lacking = shortage(_resources(config))
@@ -259,8 +268,8 @@ def _bundle(
             golden=golden(tokenizer),
             lineage={
                 "run": config.name,
-                "steps": run.step,
-                "loss": reporter.last.loss if reporter.last else None,
+                "data_fingerprint": counted.fingerprint,
+                "metrics": {"steps": run.step, "loss": reporter.last.loss if reporter.last else None},
                 "data": counted.to_dict(),
                 "config": run.config,
             },
@@ -282,13 +291,11 @@ def golden(tokenizer: BaseTokenizer) -> list[Golden]:
 
 
 def _reused(bundle: Path, folder: RunFolder) -> TrainingResult:
-    from sft.adapter import verify_bundle
-
-    lineage = verify_bundle(bundle).lineage
+    metrics = verify_bundle(bundle).lineage["metrics"]
     nothing = float("nan")
-    loss = lineage.get("loss")
+    loss = metrics["loss"]
     return TrainingResult(
-        bundle, folder, int(lineage["steps"]), nothing if loss is None else float(loss), nothing, nothing, 0.0, True
+        bundle, folder, int(metrics["steps"]), nothing if loss is None else float(loss), nothing, nothing, 0.0, True
     )
 
 
