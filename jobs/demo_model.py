@@ -54,9 +54,10 @@ def _convert(source: Path, target: Path) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=GGUF, quantization_config=GgufConfig(dequantize=True), dtype=torch.bfloat16
     )
-    # What was a 4-bit file is an ordinary model now; these two still say otherwise and forbid saving.
+    # What was a 4-bit file is an ordinary model now; what still says otherwise forbids saving.
     model.hf_quantizer = None
-    del model.config.quantization_config
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
     model.save_pretrained(target)
     tokenizer: Any = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     # The GGUF file names no end token for the tokenizer; the model's own config knows it.

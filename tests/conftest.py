@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,10 @@ import pytest
 from jobs.demo_model import prepare_demo_model
 from sft.base import BaseTokenizer
 from tests.tiny import small_base, write_tiny_model
+
+# Ray reads its token once per process, so every cluster of a session must share one.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -37,8 +36,7 @@ def _free_port() -> int:
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """Starts one Ray head for the whole session, and stops it by its process group."""
     port, dashboard = _free_port(), _free_port()
-    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    environment = {**os.environ, **token}
+    environment = dict(os.environ)
     command = [
         str(Path(sys.executable).with_name("ray")),
         "start",
@@ -56,17 +54,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-    before = {name: os.environ.get(name) for name in token}
-    os.environ.update(token)
     try:
-        _wait(f"http://127.0.0.1:{dashboard}/api/version", token["RAY_AUTH_TOKEN"], process, log)
+        _wait(f"http://127.0.0.1:{dashboard}/api/version", environment["RAY_AUTH_TOKEN"], process, log)
         yield Head(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", environment)
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         _end(process.pid)
         process.wait()
 
