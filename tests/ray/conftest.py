@@ -46,6 +46,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         f"--port={port}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={_free_port()}",  # the default may be another cluster's
         "--num-cpus=8",
         "--disable-usage-stats",
     ]
