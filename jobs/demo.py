@@ -73,7 +73,7 @@ class Answer(Section):
 
 
 class DemoReport(Section):
-    """What `result.json` holds. Rates are shares of the questions; speeds are null where a finished run was reused."""
+    """What `result.json` holds. Rates are shares of the questions; speeds are of the run that made the adapter."""
 
     base_format_rate: float
     tuned_format_rate: float
@@ -81,8 +81,8 @@ class DemoReport(Section):
     questions: int
     adapter: str
     train_steps: int
-    train_tokens_per_s: float | None
-    train_trained_tokens_per_s: float | None
+    train_tokens_per_s: float
+    train_trained_tokens_per_s: float
     train_reused: bool
     seconds: dict[str, float]
     answers: list[Answer]
@@ -127,8 +127,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             questions=len(answers),
             adapter=str(version.id),
             train_steps=result.steps,
-            train_tokens_per_s=None if result.reused else round(result.tokens_per_s, 1),
-            train_trained_tokens_per_s=None if result.reused else round(result.trained_tokens_per_s, 1),
+            train_tokens_per_s=round(result.tokens_per_s, 1),
+            train_trained_tokens_per_s=round(result.trained_tokens_per_s, 1),
             train_reused=result.reused,
             seconds={name: round(spent, 1) for name, spent in seconds.items()},
             answers=answers,

@@ -44,8 +44,8 @@ Say = Callable[[str], None]
 class TrainingResult:
     """A finished run.
 
-    Rule: `bundle` is a verified adapter bundle on local disk; `tokens_per_s` counts all tokens over the steps' own
-    time, `seconds` is everything from the first row read.
+    Rule: `bundle` is a verified adapter bundle on local disk; `tokens_per_s` counts all tokens over the time of the
+    steps alone, in the run that made the bundle; `seconds` is all the time that this call took.
     """
 
     bundle: Path
@@ -73,7 +73,7 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     finished = fetch_bundle(folder)
     if finished is not None:
         say(f"run {config.name} is finished already; taking its bundle from {folder.bundle}")
-        return _reused(finished, folder)
+        return _result(finished, folder, time.perf_counter() - begin, reused=True)
     scaling = config.scaling
     started = connect(
         config.ray.address,
@@ -89,19 +89,9 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     checkpoint = _fit(config, plan, tokenizer, counted, prints, folder, reporter, say)
     with checkpoint.as_directory() as local:
         bundle = _bundle(Path(local), config, tokenizer, prints, counted, reporter, folder)
-    last = reporter.last
     seconds = time.perf_counter() - begin
     say(f"trained in {clock(seconds)}; bundle in {folder.bundle}")
-    return TrainingResult(
-        bundle=bundle,
-        folder=folder,
-        steps=last.step if last else 0,
-        loss=last.loss if last else float("nan"),
-        tokens_per_s=reporter.tokens / max(reporter.seconds, 1e-9),
-        trained_tokens_per_s=reporter.trained_tokens / max(reporter.seconds, 1e-9),
-        seconds=seconds,
-        reused=False,
-    )
+    return _result(bundle, folder, seconds, reused=False)
 
 
 def steps_of(config: TrainConfig, kept: int) -> tuple[int, int]:
@@ -269,7 +259,12 @@ def _bundle(
             lineage={
                 "run": config.name,
                 "data_fingerprint": counted.fingerprint,
-                "metrics": {"steps": run.step, "loss": reporter.last.loss if reporter.last else None},
+                "metrics": {
+                    "steps": run.step,
+                    "loss": reporter.last.loss if reporter.last else None,
+                    "tokens_per_s": reporter.tokens / max(reporter.seconds, 1e-9),
+                    "trained_tokens_per_s": reporter.trained_tokens / max(reporter.seconds, 1e-9),
+                },
                 "data": counted.to_dict(),
                 "config": run.config,
             },
@@ -290,12 +285,17 @@ def golden(tokenizer: BaseTokenizer) -> list[Golden]:
     return made
 
 
-def _reused(bundle: Path, folder: RunFolder) -> TrainingResult:
+def _result(bundle: Path, folder: RunFolder, seconds: float, *, reused: bool) -> TrainingResult:
     metrics = verify_bundle(bundle).lineage["metrics"]
-    nothing = float("nan")
-    loss = metrics["loss"]
     return TrainingResult(
-        bundle, folder, int(metrics["steps"]), nothing if loss is None else float(loss), nothing, nothing, 0.0, True
+        bundle=bundle,
+        folder=folder,
+        steps=metrics["steps"],
+        loss=float("nan") if metrics["loss"] is None else metrics["loss"],
+        tokens_per_s=metrics["tokens_per_s"],
+        trained_tokens_per_s=metrics["trained_tokens_per_s"],
+        seconds=seconds,
+        reused=reused,
     )
 
 
