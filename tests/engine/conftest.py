@@ -63,7 +63,7 @@ def endpoint(
             "registry": registry.address,
             "base": str(demo_model),
             "base_id": BASE,
-            "engine": {"max_model_len": 512, "max_lora_rank": 8},
+            "engine": {"max_model_len": 512, "max_lora_rank": 16},
             "http": {"port": port},
             "ray": {"num_cpus": 8},
         }

@@ -287,7 +287,7 @@ def test_a_damaged_version_is_refused_and_others_go_on(endpoint: Endpoint, bundl
     [
         ("other-base", {"base_fingerprint": "0" * 64, "base_model": "another-7b"}, r"another base \(another-7b\)"),
         ("other-template", {"template": "{{ messages }}"}, "another chat template"),
-        ("too-wide", {"rank": 16}, "rank 16 is above engine.max_lora_rank 8"),
+        ("too-wide", {"rank": 32}, "rank 32 is above engine.max_lora_rank 16"),
     ],
 )
 def test_a_version_that_does_not_fit_is_refused(
