@@ -7,6 +7,7 @@ both the same new questions over HTTP, and compares how often each answers in th
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shlex
 import threading
@@ -198,6 +199,7 @@ def ask(url: str, base: str, tuned: str, questions: Sequence[Question]) -> list[
             raise DemoError(f"{model} answered {response.status_code}: {response.text[:300]}")
         return str(response.json()["choices"][0]["message"]["content"])
 
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Serve's set-up turns a line per request on
     with httpx.Client(timeout=600) as client, ThreadPoolExecutor(PARALLEL) as pool:
         asked = [(model, q.question) for q in questions for model in (base, tuned)]
         said = list(pool.map(lambda pair: one(client, *pair), asked))

@@ -32,6 +32,7 @@ def connect(address: str | None, *, num_cpus: int | None, needed_cpus: float) ->
     """
     import ray
 
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     if ray.is_initialized():
         return False
     # The driver's own lines are the run's story; what workers print stays in Ray's logs and dashboard.
