@@ -6,7 +6,8 @@ number. So it does not depend on how the batch is cut into micro-batches, accumu
 
 from __future__ import annotations
 
-import torch
+import math
+
 from torch import Tensor
 from torch.nn import functional
 
@@ -61,4 +62,4 @@ def normaliser(trained_tokens: int, workers: int) -> float:
 
 def finite(loss: float) -> bool:
     """Whether a loss is a usable number."""
-    return bool(torch.isfinite(torch.tensor(loss)))
+    return math.isfinite(loss)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from serve.config import ServeConfig
 from serve.registry import Registry
 from serve.versions import VersionId
 from tests.bundles import lora_bundle
+from tests.ports import free_port
 
 BASE = "smollm2-135m-instruct"
 
@@ -55,16 +55,13 @@ def endpoint(
     for seed in (1, 2):
         registry.publish(bundles(seed), "support")
     registry.promote("support", VersionId("support", 1))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     config = ServeConfig.model_validate(
         {
             "registry": registry.address,
             "base": str(demo_model),
             "base_id": BASE,
             "engine": {"max_model_len": 512, "max_lora_rank": 16},
-            "http": {"port": port},
+            "http": {"port": free_port()},
             "ray": {"num_cpus": 8},
         }
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -16,6 +15,7 @@ import pytest
 from jobs import chat
 from serve.errors import BadRequestError, NotReadyError, UnknownModelError
 from sft.errors import ConfigError
+from tests.ports import free_port
 
 
 class Endpoint(BaseHTTPRequestHandler):
@@ -146,9 +146,7 @@ def test_what_goes_wrong_is_one_message(
 
 
 def test_nobody_there_is_one_line_and_a_code() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
+    url = f"http://127.0.0.1:{free_port()}/v1"
     words = [sys.executable, "-m", "jobs.chat", "--url", url, "--once", "hi"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from urllib.error import URLError
 import psutil
 import pytest
 
+from tests.ports import free_port
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -25,17 +26,10 @@ class Head:
     environment: dict[str, str]
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="session")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """Starts one Ray head for the whole session, and stops it by its process group."""
-    port, dashboard = _free_port(), _free_port()
+    port, dashboard = free_port(), free_port()
     environment = dict(os.environ)
     command = [
         str(Path(sys.executable).with_name("ray")),
@@ -46,7 +40,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         f"--port={port}",
         "--dashboard-host=127.0.0.1",
         f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={_free_port()}",  # the default may be another cluster's
+        f"--dashboard-agent-listen-port={free_port()}",  # the default may be another cluster's
         "--num-cpus=8",
         "--disable-usage-stats",
     ]
