@@ -110,8 +110,9 @@ def start(config: ServeConfig, say: Callable[[str], None] = print) -> str:
 
 
 def stop() -> None:
-    """Stops the application and Serve; Ray goes on."""
-    serve.shutdown()
+    """Stops the application and Serve; Ray goes on. Does nothing in a process that is not connected to Ray."""
+    if ray.is_initialized():  # Serve would else start a Ray of its own, or wait for one that is gone
+        serve.shutdown()
 
 
 def connect(config: ServeConfig) -> None:

@@ -42,7 +42,9 @@ def bundles(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
     return make
 
 
-@pytest.fixture(scope="session")
+# Of the package, not the session: an engine that stays up takes the cores of all later tests, and a process can be
+# connected to one Ray at a time.
+@pytest.fixture(scope="package")
 def endpoint(
     demo_model: Path, bundles: Callable[[int], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Endpoint]:

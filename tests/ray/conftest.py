@@ -26,9 +26,9 @@ class Head:
     environment: dict[str, str]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """Starts one Ray head for the whole session, and stops it by its process group."""
+    """Starts one Ray head for all tests of this folder, and stops it by its process group."""
     port, dashboard = free_port(), free_port()
     environment = dict(os.environ)
     command = [
@@ -82,7 +82,7 @@ def _wait(url: str, token: str, process: subprocess.Popen[bytes], log: Path) -> 
     pytest.fail("the Ray dashboard did not answer within 120 s")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(head: Head) -> Iterator[str]:
     """Connects this process to the head; gives its address."""
     import ray
