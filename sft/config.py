@@ -17,7 +17,8 @@ from pydantic_core import ErrorDetails
 
 from sft.adapter import NAME_PATTERN
 from sft.errors import ConfigError
-from sft.messages import FormatName
+from sft.formats import FormatName
+from sft.messages import Role
 
 
 class Section(BaseModel):
@@ -63,11 +64,72 @@ class SourceSection(Section):
     path: str = Field(description="A file, a folder or a glob of .jsonl or .parquet; local, s3:// or gs://.")
     format: FormatName = Field("auto", description="Row format; auto looks at each row's fields.")
     name: str | None = Field(None, description="Name in reports; by default the file or folder name.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Columns that are called otherwise: the format's field to the column, dotted for nested ones.",
+    )
+    task: str | None = Field(None, description="Task of all rows that name none themselves.")
+    cluster: str | None = Field(None, description="Cluster of tasks, such as FLAN's, of all rows that name none.")
+    weight: float | None = Field(None, gt=0, description="Share in an explicit mixture.")
+    cap: int | None = Field(None, gt=0, description="Most rows of this source in one epoch.")
 
     @property
     def label(self) -> str:
         """The source's name in reports."""
         return self.name or self.path.rstrip("/").rsplit("/", 1)[-1]
+
+
+class MaskSection(Section):
+    """Which tokens are trained."""
+
+    roles: list[Role] = Field(["assistant"], description="Roles whose turns are trained, where a row does not say.")
+    reasoning: bool = Field(True, description="Train the reasoning of trained turns, or only what follows it.")
+    prompt_weight: float = Field(
+        0.0, ge=0, le=1, description="Weight of untrained tokens in the loss (arXiv 2405.14394); 0 leaves them out."
+    )
+    history: Literal["refuse", "split"] = Field(
+        "refuse",
+        description="Rows whose earlier turns the template rewrites: quarantine, or make an example of each turn.",
+    )
+
+
+class MixtureSection(Section):
+    """How much of each source an epoch holds; without it every row once, up to the sources' caps."""
+
+    mode: Literal["proportional", "temperature", "explicit"] = Field(
+        "proportional",
+        description="Shares by the capped sizes n, by n ** (1 / temperature), or by the sources' weights.",
+    )
+    temperature: float = Field(2.0, ge=1, description="Flattens the shares; 1 is proportional.")
+    cap: int | None = Field(None, gt=0, description="Size above which a source counts no more (FLAN's K).")
+    rows: int | None = Field(None, gt=0, description="Rows of an epoch; by default the sum of the capped sizes.")
+
+
+class HoldOutSection(Section):
+    """What never reaches training."""
+
+    tasks: list[str] = Field(default_factory=list, description="Tasks that are not trained.")
+    clusters: list[str] = Field(default_factory=list, description="Clusters that are not trained.")
+
+
+Action = Literal["keep", "flag", "drop"]
+
+
+class HygieneSection(Section):
+    """What is looked for in the rows before they are trained; all of it is counted in the survey."""
+
+    duplicates: Action = Field("keep", description="Rows whose normalised prompt and response came before.")
+    near_duplicates: Action = Field(
+        "keep", description="Rows that nearly repeat an earlier one (MinHash over 5-grams)."
+    )
+    near_threshold: float = Field(0.8, gt=0, lt=1, description="Jaccard similarity from which rows nearly repeat.")
+    contradictions: Action = Field("keep", description="Rows with one prompt and different responses.")
+    contamination: Action = Field("flag", description="Rows that share text with the `evaluation` files.")
+    evaluation: list[str] = Field(default_factory=list, description="Files whose text must not be trained.")
+    ngram: int = Field(13, ge=5, le=50, description="Words in a row that make an overlap with an evaluation file.")
+    personal_data: Literal["keep", "flag", "redact", "drop"] = Field(
+        "keep", description="E-mail and IP addresses, telephone, card and account numbers."
+    )
 
 
 class DataSection(Section):
@@ -79,6 +141,10 @@ class DataSection(Section):
         "drop", description="What to do with a longer example: quarantine it, or cut its end off."
     )
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="Share of unusable rows at which a run is refused.")
+    mask: MaskSection = Field(default_factory=MaskSection)
+    mixture: MixtureSection = Field(default_factory=MixtureSection)
+    hold_out: HoldOutSection = Field(default_factory=HoldOutSection)
+    hygiene: HygieneSection = Field(default_factory=HygieneSection)
     shuffle_window: int = Field(10_000, gt=0, description="Rows that are shuffled together; bounds memory.")
 
     @model_validator(mode="after")

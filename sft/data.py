@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ import pyarrow as pa
 
 from sft.base import load_tokenizer
 from sft.config import DataSection
-from sft.rows import RowFile, list_files, prepare, read
+from sft.files import RowFile, list_files, read
+from sft.formats import RowSpec
+from sft.rows import Rules, SourcePlan, prepare
 
 BLOCK_BYTES = 4 << 20
 """Target size of a block: small enough that a few in flight fit anywhere, large enough to amortise a task."""
@@ -28,9 +30,9 @@ class DataPlan:
     """All that turning files into examples depends on; small, picklable, and the same on every node."""
 
     files: tuple[RowFile, ...]
+    sources: Mapping[str, SourcePlan]
     base: Path
-    max_length: int
-    truncate: bool
+    rules: Rules
 
 
 def plan_data(data: DataSection, base: Path) -> DataPlan:
@@ -44,8 +46,23 @@ def plan_data(data: DataSection, base: Path) -> DataPlan:
         StorageError: a source is not there.
         DataError: a source is no file of rows.
     """
-    files = [file for source in data.sources for file in list_files(source.path, source.label, source.format)]
-    return DataPlan(tuple(files), base.absolute(), data.max_length, data.too_long == "truncate")
+    files = [file for source in data.sources for file in list_files(source.path, source.label)]
+    sources = {
+        source.label: SourcePlan(
+            RowSpec(source.format, tuple(source.columns.items()), tuple(data.mask.roles)),
+            source.task or "",
+            source.cluster or "",
+        )
+        for source in data.sources
+    }
+    rules = Rules(
+        max_length=data.max_length,
+        truncate=data.too_long == "truncate",
+        history=data.mask.history,
+        reasoning=data.mask.reasoning,
+        prompt_weight=data.mask.prompt_weight,
+    )
+    return DataPlan(tuple(files), sources, base.absolute(), rules)
 
 
 def stream_here(plan: DataPlan) -> Iterator[pa.Table]:
@@ -87,4 +104,4 @@ def _read_files(batch: pa.Table) -> Iterator[pa.Table]:
 
 
 def _prepare(table: pa.Table, plan: DataPlan) -> pa.Table:
-    return prepare(table, load_tokenizer(plan.base), max_length=plan.max_length, truncate=plan.truncate)
+    return prepare(table, load_tokenizer(plan.base), plan.sources, plan.rules)

@@ -8,34 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import ArrowException
 
-from sft import storage
 from sft.base import BaseTokenizer
-from sft.errors import DataError
+from sft.formats import RowSpec, to_conversation
 from sft.mask import Example, mask
-from sft.messages import FormatName, Reason, RowError, to_messages
+from sft.messages import Reason, RowError
 from sft.template import Rendered
-
-SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
-READ_ROWS = 512
-
-RAW = pa.schema(
-    [
-        ("source", pa.string()),
-        ("file", pa.string()),
-        ("position", pa.int64()),
-        ("format", pa.string()),
-        ("raw", pa.binary()),
-    ]
-)
-"""A row as read: `raw` is its JSON text in bytes; `position` counts rows (lines of JSONL) from 1."""
 
 PREPARED = pa.schema(
     [
@@ -43,6 +26,9 @@ PREPARED = pa.schema(
         ("source", pa.string()),
         ("file", pa.string()),
         ("position", pa.int64()),
+        ("task", pa.string()),
+        ("cluster", pa.string()),
+        ("flags", pa.list_(pa.string())),
         ("input_ids", pa.list_(pa.int32())),
         ("labels", pa.list_(pa.int32())),
         ("reason", pa.string()),
@@ -50,68 +36,45 @@ PREPARED = pa.schema(
         ("message", pa.string()),
     ]
 )
-"""A row's fate: kept rows have ids and labels and an empty `reason`; the others empty lists and a reason."""
+"""A row's fate: kept rows have ids and labels and an empty `reason`; the others empty lists and a reason. `flags` name
+what was noticed of a row that was kept, such as `truncated`."""
 
 
 @dataclass(frozen=True, slots=True)
-class RowFile:
-    """One file to read, by its storage address, and what it is called in row ids."""
+class SourcePlan:
+    """What is known of all rows of one source. `task` and `cluster` hold where a row names none itself."""
 
-    address: str
-    name: str
-    source: str
-    format: FormatName
-
-
-def list_files(path: str, source: str, format_name: FormatName) -> list[RowFile]:
-    """Lists a source's files in a stable order.
-
-    Raises:
-        StorageError: nothing readable is there.
-        DataError: a single named file is of an unknown kind.
-    """
-    scheme = path.split("://", 1)[0] + "://" if "://" in path else ""
-    files = storage.find(path, SUFFIXES)
-    for found, _ in files:
-        if not found.endswith(SUFFIXES):
-            raise DataError(f"{path}: unknown kind of file; allowed: {', '.join(SUFFIXES)}")
-    return [RowFile(scheme + found, name, source, format_name) for found, name in files]
+    spec: RowSpec
+    task: str
+    cluster: str
 
 
-def read(file: RowFile, rows: int = READ_ROWS) -> Iterator[pa.Table]:
-    """Streams a file as RAW tables of at most `rows` rows.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How conversations become examples."""
 
-    Raises:
-        DataError: the file cannot be read, with its name.
-    """
-    lines = _read_parquet(file) if file.address.endswith(".parquet") else _read_lines(file)
-    chunk: list[tuple[int, bytes]] = []
-    try:
-        for line in lines:
-            chunk.append(line)
-            if len(chunk) == rows:
-                yield _raw_table(file, chunk)
-                chunk = []
-    except (OSError, ArrowException, EOFError) as error:
-        raise DataError(f"{file.address}: the file cannot be read ({error})") from None
-    if chunk:
-        yield _raw_table(file, chunk)
+    max_length: int
+    truncate: bool
+    history: Literal["refuse", "split"] = "refuse"
+    reasoning: bool = True
+    prompt_weight: float = 0.0
 
 
-def prepare(table: pa.Table, base: BaseTokenizer, *, max_length: int, truncate: bool) -> pa.Table:
+def prepare(table: pa.Table, base: BaseTokenizer, sources: Mapping[str, SourcePlan], rules: Rules) -> pa.Table:
     """Converts, renders, masks and tokenises a RAW table into a PREPARED one, row for row."""
-    columns = [table.column(name).to_pylist() for name in ("source", "file", "position", "format", "raw")]
+    columns = [table.column(name).to_pylist() for name in ("source", "file", "position", "raw")]
     ids: list[str] = []
     fates: dict[int, Example | RowError] = {}
     rendered: dict[int, tuple[str, Rendered]] = {}
-    for number, (source, file, position, format_name, raw) in enumerate(zip(*columns, strict=True)):
+    for number, (source, file, position, raw) in enumerate(zip(*columns, strict=True)):
         row_id = f"{source}/{file}:{position}:{hashlib.sha256(raw).hexdigest()[:12]}"
         ids.append(row_id)
         try:
-            rendered[number] = (row_id, base.template.spans(to_messages(_parse(raw), format_name)))
+            conversation = to_conversation(_parse(raw), sources[source].spec)
+            rendered[number] = (row_id, base.template.spans(conversation.messages))
         except RowError as error:
             fates[number] = error
-    masked = mask(base.tokenizer, list(rendered.values()), max_length=max_length, truncate=truncate)
+    masked = mask(base.tokenizer, list(rendered.values()), max_length=rules.max_length, truncate=rules.truncate)
     fates |= zip(rendered, masked, strict=True)
     return _prepared_table(ids, columns, [fates[number] for number in range(len(ids))])
 
@@ -141,54 +104,6 @@ def _parse(raw: bytes) -> object:
         raise RowError(Reason.INVALID_JSON, "", "nested too deeply") from None
 
 
-def _read_lines(file: RowFile) -> Iterator[tuple[int, bytes]]:
-    filesystem, path = storage.resolve(file.address)
-    with filesystem.open_input_stream(path, compression="detect", buffer_size=1 << 20) as stream:
-        rest = b""
-        position = 0
-        while chunk := stream.read(1 << 20):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                position += 1
-                if line.strip():
-                    yield position, line.rstrip(b"\r")
-        if rest.strip():
-            yield position + 1, rest
-
-
-def _read_parquet(file: RowFile) -> Iterator[tuple[int, bytes]]:
-    filesystem, path = storage.resolve(file.address)
-    with filesystem.open_input_file(path) as stream:
-        position = 0
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=READ_ROWS):
-            for row in batch.to_pylist():
-                position += 1
-                yield position, json.dumps(_without_nulls(row), ensure_ascii=False, default=str).encode()
-
-
-def _without_nulls(value: Any) -> Any:
-    """Drops the keys that Arrow adds as null to nested structs, which templates would take for present."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_nulls(inner) for inner in value]
-    return value
-
-
-def _raw_table(file: RowFile, chunk: Sequence[tuple[int, bytes]]) -> pa.Table:
-    count = len(chunk)
-    return pa.table(
-        [
-            pa.array([file.source] * count, pa.string()),
-            pa.array([file.name] * count, pa.string()),
-            pa.array([position for position, _ in chunk], pa.int64()),
-            pa.array([file.format] * count, pa.string()),
-            pa.array([raw for _, raw in chunk], pa.binary()),
-        ],
-        schema=RAW,
-    )
-
-
 def _prepared_table(
     ids: Sequence[str], columns: Sequence[Sequence[Any]], fates: Sequence[Example | RowError]
 ) -> pa.Table:
@@ -200,6 +115,9 @@ def _prepared_table(
             pa.array(columns[0], pa.string()),
             pa.array(columns[1], pa.string()),
             pa.array(columns[2], pa.int64()),
+            pa.array([""] * len(ids), pa.string()),
+            pa.array([""] * len(ids), pa.string()),
+            pa.array([[]] * len(ids), pa.list_(pa.string())),
             pa.array([example.input_ids if example else [] for example in kept], pa.list_(pa.int32())),
             pa.array([example.labels if example else [] for example in kept], pa.list_(pa.int32())),
             pa.array([str(error.reason) if error else "" for error in lost], pa.string()),

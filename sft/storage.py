@@ -26,11 +26,11 @@ def resolve(address: str) -> tuple[FileSystem, str]:
     return filesystem, path
 
 
-def find(address: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
+def find(address: str, suffixes: tuple[str, ...]) -> list[tuple[str, str, int]]:
     """Lists files below an address: itself if it is a file, else a folder's or glob's files with these suffixes.
 
     Returns:
-        (full path in the file system, stable name below the address), sorted by name.
+        (full path in the file system, stable name below the address, size in bytes), sorted by name.
 
     Raises:
         StorageError: the address cannot be reached or nothing is there.
@@ -41,14 +41,14 @@ def find(address: str, suffixes: tuple[str, ...]) -> list[tuple[str, str]]:
     try:
         info = filesystem.get_file_info(root)
         if info.type is FileType.File:
-            return [(root, info.base_name)]
+            return [(root, info.base_name, info.size)]
         if info.type is not FileType.Directory:
             raise StorageError(f"{address}: there is no such file or folder")
         entries: list[FileInfo] = filesystem.get_file_info(FileSelector(root, recursive=True))
     except OSError as error:
         raise StorageError(f"{address}: cannot be listed ({error})") from None
     files = [
-        (entry.path, entry.path[len(root) :].lstrip("/"))
+        (entry.path, entry.path[len(root) :].lstrip("/"), entry.size)
         for entry in entries
         if entry.type is FileType.File and entry.path.endswith(suffixes)
     ]

@@ -11,8 +11,10 @@ import pytest
 
 from sft.base import BaseTokenizer
 from sft.errors import DataError, StorageError
+from sft.files import RAW, list_files, read
+from sft.formats import RowSpec
 from sft.mask import UNTRAINED
-from sft.rows import PREPARED, RAW, examples, list_files, prepare, read
+from sft.rows import PREPARED, Rules, SourcePlan, examples, prepare
 from sft.survey import survey
 
 GOOD = {"instruction": "Say hi", "output": "hi"}
@@ -30,9 +32,11 @@ MESSY = b"""{"instruction": "Say hi", "output": "hi"}
 
 
 def prepared(path: Path | str, base: BaseTokenizer, max_length: int = 500, rows: int = 3) -> pa.Table:
-    files = list_files(str(path), "s", "auto")
+    files = list_files(str(path), "s")
     tables = [
-        prepare(table, base, max_length=max_length, truncate=False) for file in files for table in read(file, rows)
+        prepare(table, base, {"s": SourcePlan(RowSpec(), "", "")}, Rules(max_length, truncate=False))
+        for file in files
+        for table in read(file, rows)
     ]
     return pa.concat_tables(tables)
 
@@ -106,33 +110,33 @@ def test_folders_and_globs(tmp_path: Path, base: BaseTokenizer) -> None:
     write(tmp_path / "b.jsonl", [GOOD])
     write(tmp_path / "sub" / "a.jsonl", [GOOD])
     (tmp_path / "notes.txt").write_text("no rows")
-    assert [file.name for file in list_files(str(tmp_path), "s", "auto")] == ["b.jsonl", "sub/a.jsonl"]
-    assert [file.name for file in list_files(f"{tmp_path}/*/a.jsonl", "s", "auto")] == ["sub/a.jsonl"]
+    assert [file.name for file in list_files(str(tmp_path), "s")] == ["b.jsonl", "sub/a.jsonl"]
+    assert [file.name for file in list_files(f"{tmp_path}/*/a.jsonl", "s")] == ["sub/a.jsonl"]
     assert prepared(tmp_path, base).num_rows == 2
 
 
 def test_missing_and_unknown_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=r"nothing\.jsonl: there is no such file"):
-        list_files(str(tmp_path / "nothing.jsonl"), "s", "auto")
+        list_files(str(tmp_path / "nothing.jsonl"), "s")
     with pytest.raises(StorageError, match="holds no file that ends in"):
-        list_files(str(tmp_path), "s", "auto")
+        list_files(str(tmp_path), "s")
     (tmp_path / "a.xlsx").write_bytes(b"PK")
     with pytest.raises(DataError, match="unknown kind of file"):
-        list_files(str(tmp_path / "a.xlsx"), "s", "auto")
+        list_files(str(tmp_path / "a.xlsx"), "s")
     with pytest.raises(StorageError, match="ftp"):
-        list_files("ftp://host/a.jsonl", "s", "auto")
+        list_files("ftp://host/a.jsonl", "s")
 
 
 @pytest.mark.parametrize(("name", "content"), [("a.jsonl.gz", gzip.compress(MESSY)[:-12]), ("a.parquet", b"PAR1junk")])
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    (file,) = list_files(str(tmp_path / name), "s", "auto")
+    (file,) = list_files(str(tmp_path / name), "s")
     with pytest.raises(DataError, match=name):
         list(read(file))
 
 
 def test_raw_tables_are_small(tmp_path: Path) -> None:
-    (file,) = list_files(str(write(tmp_path / "a.jsonl", [GOOD] * 10)), "s", "auto")
+    (file,) = list_files(str(write(tmp_path / "a.jsonl", [GOOD] * 10)), "s")
     tables = list(read(file, rows=4))
     assert [table.num_rows for table in tables] == [4, 4, 2]
     assert {table.schema for table in tables} == {RAW}

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from sft.messages import Message, Reason, RowError, to_messages
+from sft.formats import RowSpec, to_conversation
+from sft.messages import Message, Reason, RowError
 
 USER = Message("user", "Hi")
 ANSWER = Message("assistant", "Hello", trained=True)
@@ -37,7 +38,7 @@ ANSWER = Message("assistant", "Hello", trained=True)
     ],
 )
 def test_converts(row: dict[str, Any], messages: tuple[Message, ...]) -> None:
-    assert to_messages(row) == messages
+    assert to_conversation(row).messages == messages
 
 
 def turns(*roles: str) -> dict[str, Any]:
@@ -70,13 +71,13 @@ def turns(*roles: str) -> dict[str, Any]:
 )
 def test_refuses(row: object, reason: Reason, field: str) -> None:
     with pytest.raises(RowError) as caught:
-        to_messages(row)
+        to_conversation(row)
     assert (caught.value.reason, caught.value.field) == (reason, field)
 
 
 def test_a_named_format_is_not_guessed() -> None:
     with pytest.raises(RowError, match="messages: the field is missing"):
-        to_messages({"instruction": "x", "output": "y"}, "openai")
+        to_conversation({"instruction": "x", "output": "y"}, RowSpec("openai"))
 
 
 def test_an_error_survives_the_way_from_a_worker() -> None:
