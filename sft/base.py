@@ -12,7 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
 from sft.errors import ModelError
-from sft.template import ChatTemplate
+from sft.template import ChatTemplate, History
+from sft.tokens import Encoder
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class BaseTokenizer:
     tokenizer: PreTrainedTokenizerFast
     template: ChatTemplate
     stop_ids: tuple[int, ...]
+    quick: bool = True
+
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """Turns rendered texts into ids."""
+        return Encoder(self.tokenizer, quick=self.quick)
 
     @property
     def pad_id(self) -> int:
@@ -53,8 +60,16 @@ def locate(base: str) -> Path:
 
 
 @functools.lru_cache(maxsize=4)
-def load_tokenizer(folder: Path) -> BaseTokenizer:
+def load_tokenizer(
+    folder: Path, template: str | None = None, *, history: History = "refuse", quick: bool = True
+) -> BaseTokenizer:
     """Loads a base model's tokenizer and proves its chat template.
+
+    Args:
+        folder: the base model.
+        template: text of a chat template to use in place of the tokenizer's own.
+        history: what becomes of conversations whose earlier turns the template rewrites.
+        quick: whether a faster tokenizer may be used where it proves to give the same ids.
 
     Raises:
         ModelError: the folder holds no fast tokenizer.
@@ -67,9 +82,10 @@ def load_tokenizer(folder: Path) -> BaseTokenizer:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(f"{folder}: needs a fast tokenizer (tokenizer.json), got {type(tokenizer).__name__}")
     ids = _stop_ids(folder, tokenizer)
-    template = ChatTemplate(tokenizer, [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))])
-    template.prove()
-    return BaseTokenizer(tokenizer, template, ids)
+    stops = [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
+    chat = ChatTemplate(tokenizer, stops, template)
+    chat.prove(history)
+    return BaseTokenizer(tokenizer, chat, ids, quick)
 
 
 def _stop_ids(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:

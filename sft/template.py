@@ -1,23 +1,24 @@
-"""Conversation -> text and trained character spans, by the base model's own chat template.
-
-The whole conversation is rendered once. A trained span is found by string differences: the prompt that the server
-would build for a turn must be a prefix of the whole text, and so must the conversation up to the end of that turn.
-Where a template rewrites history this does not hold, and the row or the run is refused: never guessed.
-"""
+"""Conversation -> text and trained character spans, by a chat template."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import accumulate, pairwise
+from typing import Any, Literal
 
 from jinja2 import TemplateError as JinjaError
 from transformers import PreTrainedTokenizerBase
 
 from sft.errors import TemplateError
-from sft.messages import Message, Reason, RowError
+from sft.messages import Conversation, Message, Reason, RowError
+from sft.shape import Shape, SymbolicTemplate, parts
+from sft.spans import THINK_END, Rendered, Span, around_reasoning, find_spans
 
+History = Literal["refuse", "split"]
 FROZEN_CLOCK = datetime(2024, 1, 1, tzinfo=UTC)
 OTHER_CLOCK = datetime(2031, 8, 23, 19, 45, tzinfo=UTC)
 
@@ -33,51 +34,62 @@ _PROOFS: tuple[tuple[Message, ...], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
-    """A conversation as text.
-
-    Rule: `spans` are half-open character ranges, ascending and disjoint; each is one trained turn's content and its
-    stop token; `text[:start]` is exactly the prompt that a server would build for that turn.
-    """
-
-    text: str
-    spans: tuple[tuple[int, int], ...]
-
-
 class ChatTemplate:
-    """A tokenizer's chat template under a frozen clock.
+    """A chat template under a frozen clock.
 
     Args:
-        tokenizer: the base model's tokenizer; its own template is used.
+        tokenizer: the base model's tokenizer.
         stop_tokens: the texts of the tokens at which a server stops.
+        source: a template to use in place of the tokenizer's own.
 
     Raises:
         TemplateError: the tokenizer has no chat template, or there is no stop token.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stop_tokens: Sequence[str]) -> None:
-        if not isinstance(tokenizer.chat_template, str):
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        stop_tokens: Sequence[str],
+        source: str | None = None,
+    ) -> None:
+        found = source or tokenizer.chat_template
+        if not isinstance(found, str):
             raise TemplateError(
                 f"the tokenizer of {tokenizer.name_or_path} has no single chat template; "
-                "use an instruct model's tokenizer, or set chat_template in its tokenizer_config.json"
+                "use an instruct model's tokenizer, or name a template file in model.chat_template"
             )
         if not stop_tokens:
             raise TemplateError(
                 f"{tokenizer.name_or_path} names no stop token: set eos_token_id in its generation_config.json"
             )
-        self.source: str = tokenizer.chat_template
+        self.source: str = found
         self.stop_tokens = tuple(stop_tokens)
         self._tokenizer = tokenizer
-        self._special = tuple(sorted({*tokenizer.all_special_tokens, *stop_tokens}))
+        self._thinks = "reasoning_content" in found
+        special = sorted({*tokenizer.all_special_tokens, *stop_tokens}, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)))
+        self._symbolic = SymbolicTemplate(
+            found, {**tokenizer.special_tokens_map, "strftime_now": FROZEN_CLOCK.strftime}
+        )
+        self._shapes: dict[tuple[tuple[str, bool], ...], Shape | None] = {}
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the template's text, as a bundle and a checkpoint carry it."""
         return fingerprint(self.source)
 
+    @property
+    def has_generation_markers(self) -> bool:
+        """Whether the template marks generated text; the marks are not needed, and not relied upon."""
+        return re.search(r"\{%-?\s*generation\s*-?%\}", self.source) is not None
+
     def render(
-        self, messages: Sequence[Message], *, generation_prompt: bool = False, clock: datetime = FROZEN_CLOCK
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        generation_prompt: bool = False,
+        clock: datetime = FROZEN_CLOCK,
     ) -> str:
         """Renders messages as text, without tokenising.
 
@@ -86,12 +98,15 @@ class ChatTemplate:
         """
         try:
             text = self._tokenizer.apply_chat_template(
-                [message.to_dict() for message in messages],
+                [self._turn(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
+                chat_template=self.source,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
                 strftime_now=clock.strftime,
             )
-        except JinjaError as error:
+        except (JinjaError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            # What a template does with a row that its author did not think of is the row's fate, not the run's.
             raise RowError(Reason.TEMPLATE_ERROR, "messages", f"the chat template says: {error}") from error
         assert isinstance(text, str)
         return text
@@ -105,17 +120,37 @@ class ChatTemplate:
         except RowError:
             return None
 
-    def spans(self, messages: Sequence[Message]) -> Rendered:
+    def examples(
+        self, conversation: Conversation, *, history: History = "refuse", reasoning: bool = True
+    ) -> list[Rendered]:
         """Renders a conversation and finds its trained spans.
+
+        Args:
+            conversation: what to render.
+            history: what to do where the template rewrites earlier turns: refuse, or make a text of each trained turn.
+            reasoning: whether the reasoning of trained turns is trained.
 
         Raises:
             RowError: a trained turn holds a special token, or its span cannot be known exactly.
         """
-        text = self.render(messages)
-        found = [self._span(messages, i, text) for i, message in enumerate(messages) if message.trained]
-        return Rendered(text, tuple(found))
+        messages = conversation.messages
+        plain = reasoning and not conversation.tools
+        for i, message in enumerate(messages):
+            plain = plain and message == Message(message.role, message.content, message.trained)
+            if message.trained:
+                self._check_content(i, message)
+        if plain:
+            quick = self._filled(messages)
+            if quick is not None:
+                return [quick]
+        try:
+            return [self._whole(messages, conversation.tools, reasoning)]
+        except RowError as error:
+            if history == "refuse" or error.reason is not Reason.NOT_MASKABLE:
+                raise
+        return list(self._split(messages, conversation.tools, reasoning))
 
-    def prove(self) -> None:
+    def prove(self, history: History = "refuse") -> None:
         """Proves on sample conversations that this template can be masked exactly.
 
         Raises:
@@ -124,44 +159,99 @@ class ChatTemplate:
         bos = self._tokenizer.bos_token
         for messages in _PROOFS:
             try:
-                rendered = self.spans(messages)
+                rendered = self.examples(Conversation(messages), history=history)
             except RowError as error:
                 if error.reason is Reason.TEMPLATE_ERROR and messages[0].role == "system":
                     continue  # a template may refuse system turns; rows that have one are then quarantined
-                raise TemplateError(
-                    f"the chat template cannot be masked exactly: {error.message}; use a template that only appends"
-                ) from error
-            if rendered.text != self.render(messages, clock=OTHER_CLOCK):
+                remedy = "use a template that only appends"
+                if error.reason is Reason.NOT_MASKABLE and len(messages) > 2:
+                    remedy = f"set data.mask.history to split (an example of each turn, as served), or {remedy}"
+                raise TemplateError(f"the chat template cannot be masked exactly: {error.message}; {remedy}") from error
+            if self.render(messages) != self.render(messages, clock=OTHER_CLOCK):
                 raise TemplateError(
                     "the chat template prints the current date, so training and serving would differ from day to day; "
-                    "give the tokenizer a template with a fixed date"
+                    "name a template with a fixed date in model.chat_template"
                 )
-            if bos and rendered.text.count(bos) > 1 and not self._opens_turns(bos, messages):
+            if bos and rendered[-1].text.count(bos) > 1 and not self._opens_turns(bos, messages):
                 raise TemplateError(f"the chat template writes the BOS token {bos} more than once")
+
+    def _turn(self, message: Message) -> dict[str, Any]:
+        if message.reasoning is None or self._thinks:
+            return message.to_dict()
+        content = f"<think>\n{message.reasoning}\n{THINK_END}\n\n{message.content}"
+        return replace(message, content=content, reasoning=None).to_dict()
+
+    def _check_content(self, index: int, message: Message) -> None:
+        for field, text in (("content", message.content), ("reasoning_content", message.reasoning)):
+            found = self._special.search(text) if text else None
+            if found is not None:
+                raise RowError(
+                    Reason.SPECIAL_TOKEN,
+                    f"messages[{index}].{field}",
+                    f"the response holds the special token {found[0]} as text",
+                )
 
     def _opens_turns(self, token: str, messages: Sequence[Message]) -> bool:
         """Whether every turn begins with this token, as in ChatML models that name `<|im_start|>` their BOS."""
         bare = self.render(messages)
         return token in self.render(messages, generation_prompt=True)[len(bare) :]
 
-    def _span(self, messages: Sequence[Message], index: int, text: str) -> tuple[int, int]:
-        where = f"messages[{index}]"
-        found = next((token for token in self._special if token in messages[index].content), None)
-        if found is not None:
-            raise RowError(
-                Reason.SPECIAL_TOKEN, f"{where}.content", f"the response holds the special token {found} as text"
-            )
-        prompt = self.render(messages[:index], generation_prompt=True)
-        through = text if index == len(messages) - 1 else self.render(messages[: index + 1])
-        if not text.startswith(through):
-            raise RowError(Reason.NOT_MASKABLE, where, "the template rewrites this turn when later turns follow")
-        if not through.startswith(prompt):
-            raise RowError(Reason.NOT_MASKABLE, where, "the template's generation prompt is not how it opens this turn")
-        turn = through[len(prompt) :]
-        stop, token = max((turn.rfind(token), token) for token in self.stop_tokens)
-        if stop < 0 or turn[stop + len(token) :].strip():
-            raise RowError(Reason.NOT_MASKABLE, where, "the template does not end this turn with a stop token")
-        return len(prompt), len(prompt) + stop + len(token)
+    def _filled(self, messages: Sequence[Message]) -> Rendered | None:
+        """The rendered conversation by its shape; None where the template looks at its contents."""
+        key = tuple([(message.role, message.trained) for message in messages])
+        if key not in self._shapes:
+            self._shapes[key] = self._shape(messages)
+        shape = self._shapes[key]
+        segments = shape.fill([message.content for message in messages]) if shape else None
+        if segments is None:
+            return None
+        edges = list(accumulate(map(len, segments)))
+        trained = [message for message in messages if message.trained]
+        return Rendered(
+            "".join(segments),
+            tuple(
+                [Span(edges[2 * i], edges[2 * i + 1], message.role == "assistant") for i, message in enumerate(trained)]
+            ),
+        )
+
+    def _shape(self, messages: Sequence[Message]) -> Shape | None:
+        roles = [message.role for message in messages]
+        asked: set[tuple[int, str, str, bool]] = set()
+
+        def render(count: int, generation_prompt: bool) -> str:
+            found = self._symbolic.render(roles[:count], generation_prompt=generation_prompt)
+            if found is None:
+                raise RowError(Reason.NOT_MASKABLE, "messages", "the template looks at contents")
+            asked.update(found[1])
+            return found[0]
+
+        try:
+            text, spans = find_spans(messages, self.stop_tokens, render)
+        except RowError:
+            return None
+        cuts = [0, *(edge for span in spans for edge in (span.start, span.end)), len(text)]
+        segments = tuple(parts(text[a:b]) for a, b in pairwise(cuts))
+        shape = Shape(segments, tuple(sorted(asked)))
+        probe = [f"  {role} {i}\n" for i, role in enumerate(roles)]
+        filled = shape.fill(probe)
+        real = self.render([replace(m, content=text) for m, text in zip(messages, probe, strict=True)])
+        return shape if filled is not None and "".join(filled) == real else None
+
+    def _whole(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], reasoning: bool) -> Rendered:
+        text, spans = find_spans(
+            messages,
+            self.stop_tokens,
+            lambda count, prompt: self.render(messages[:count], tools=tools, generation_prompt=prompt),
+        )
+        return Rendered(text, tuple(around_reasoning(text, messages, spans, trained=reasoning)))
+
+    def _split(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], reasoning: bool
+    ) -> Iterator[Rendered]:
+        for i, message in enumerate(messages):
+            if message.trained:
+                earlier = [replace(turn, trained=False) for turn in messages[:i]]
+                yield replace(self._whole([*earlier, message], tools, reasoning), turn=i)
 
 
 def fingerprint(template: str) -> str:

@@ -30,11 +30,11 @@ from sft.data import DataPlan, dataset, plan_data, tables
 from sft.errors import ConfigError, RaysftError, TrainingError
 from sft.feed import FeedPlan
 from sft.loop import StepReport
-from sft.mask import encode
 from sft.model import LoraPlan, ModelPlan
 from sft.report import Reporter, clock
 from sft.run import RunFolder, fetch_bundle, keep_bundle, open_run, save_json
 from sft.survey import Survey, survey
+from sft.tokens import encode
 from sft.worker import WorkerJob, feed_actor, train_worker
 
 Say = Callable[[str], None]

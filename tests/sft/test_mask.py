@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.base import BaseTokenizer, load_tokenizer
-from sft.mask import UNTRAINED, Example, encode, mask
-from sft.messages import Message, Reason, RowError
+from sft.mask import UNTRAINED, Example, mask
+from sft.messages import Conversation, Message, Reason, RowError
+from sft.tokens import encode
 from tests.tiny import small_base
 
 text = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=30)
@@ -16,10 +17,11 @@ answers = text.filter(lambda t: bool(t.strip()) and "<|im_" not in t)
 
 
 def one(
-    base: BaseTokenizer, *messages: Message, max_length: int = 10_000, truncate: bool = False
+    base: BaseTokenizer, *messages: Message, max_length: int = 10_000, truncate: bool = False, weight: float = 0.0
 ) -> Example | RowError:
-    (made,) = mask(base.tokenizer, [("id", base.template.spans(messages))], max_length=max_length, truncate=truncate)
-    return made
+    rendered = base.template.examples(Conversation(messages))
+    masked = mask(base.encoder, rendered, max_length=max_length, truncate=truncate, prompt_weight=weight)
+    return masked.errors[0] or Example("id", masked.ids, masked.labels, masked.weights)
 
 
 def trained_text(base: BaseTokenizer, example: Example) -> str:
@@ -94,20 +96,31 @@ def test_a_prompt_that_fills_the_window_is_refused(base: BaseTokenizer) -> None:
 
 def test_rows_are_masked_alike_alone_and_together(base: BaseTokenizer) -> None:
     rendered = [
-        (str(i), base.template.spans((Message("user", "u" * i), Message("assistant", "a" * i, trained=True))))
+        base.template.examples(Conversation((Message("user", "ü" * i), Message("assistant", "a" * i, trained=True))))[0]
         for i in range(1, 6)
     ]
-    together = mask(base.tokenizer, rendered, max_length=100, truncate=False)
-    for i, row in enumerate(rendered):
-        (alone,) = mask(base.tokenizer, [row], max_length=100, truncate=False)
-        both = together[i]
-        assert isinstance(alone, Example)
-        assert isinstance(both, Example)
-        assert alone.labels.tolist() == both.labels.tolist()
+    together = mask(base.encoder, rendered, max_length=100, truncate=False)
+    for i, item in enumerate(rendered):
+        alone = mask(base.encoder, [item], max_length=100, truncate=False)
+        place = slice(together.starts[i], together.starts[i + 1])
+        assert alone.ids.tolist() == together.ids[place].tolist()
+        assert alone.labels.tolist() == together.labels[place].tolist()
 
 
 def test_nothing_gives_nothing(base: BaseTokenizer) -> None:
-    assert mask(base.tokenizer, [], max_length=8, truncate=False) == []
+    masked = mask(base.encoder, [], max_length=8, truncate=False)
+    assert (masked.ids.tolist(), masked.starts.tolist(), masked.errors) == ([], [0], ())
+
+
+def test_a_weight_trains_the_prompt_a_little_and_never_the_first_token(base: BaseTokenizer) -> None:
+    turns = (Message("user", "q"), Message("assistant", "ab", trained=True))
+    plain, weighed = one(base, *turns), one(base, *turns, weight=0.25)
+    assert isinstance(plain, Example)
+    assert isinstance(weighed, Example)
+    assert weighed.weights is not None
+    assert weighed.input_ids.tolist() == plain.input_ids.tolist()
+    assert weighed.labels.tolist() == [UNTRAINED, *plain.input_ids.tolist()[1:]]
+    assert weighed.weights.tolist() == [0.0, *(1.0 if label != UNTRAINED else 0.25 for label in plain.labels[1:])]
 
 
 def test_the_demo_models_pad_token_is_its_stop_token_and_still_trained(demo_model: Path) -> None:
