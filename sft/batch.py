@@ -1,7 +1,8 @@
 """A global batch -> each worker's micro-batches. Pure: no Ray, no torch.
 
-Who computes which example does not change the loss (it is normalised over the global batch), so the examples are
-dealt by length: workers get equal work, and examples of one micro-batch are of similar length.
+A training row is one example (padded) or a pack of several (packed). Who computes which row does not change the loss
+(it is normalised over the global batch), so rows are dealt by length: workers get equal work, and rows of one
+micro-batch are of similar length.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from sft.mask import UNTRAINED, Example
 
 Layout = Literal["packed", "padded"]
 Matrix = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float32]
+Row = Sequence[Example]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,44 +28,51 @@ class MicroBatch:
 
     Rule: packed means one row of several documents whose `position_ids` restart at 0, and no attention mask; padded
     means one document a row, filled on the right, and an attention mask. Labels are unshifted; every document begins
-    with an untrained label; filling is untrained by position.
+    with an untrained label; filling is untrained by position. `weights` are those of the labels; None
+    where all count the same.
     """
 
     input_ids: Matrix
     labels: Matrix
     position_ids: Matrix
     attention_mask: Matrix | None
+    weights: Weights | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerBatch:
     """One worker's share of a global batch.
 
-    Rule: every worker of a step has the same number of micro-batches; `trained_tokens` counts the whole global batch.
+    Rule: every worker of a step has the same number of micro-batches; `trained_tokens`, `weight` (the sum of the
+    labels' weights) and `tokens` are those of the whole global batch. `before` and `after` say how many epochs are done
+    before and after it, such as 1.25; where an epoch's size is not known, both are the epoch's number.
     """
 
     epoch: int
     step: int
     micro_batches: tuple[MicroBatch, ...]
     trained_tokens: int
+    weight: float
     tokens: int
+    before: float
+    after: float
     row_ids: tuple[str, ...]
 
 
-def deal(examples: Sequence[Example], workers: int, micro_batch_size: int, steps: int) -> list[list[list[int]]]:
-    """Deals a global batch: which examples each worker takes, micro-batch by micro-batch.
+def deal(lengths: Sequence[int], workers: int, micro_batch_size: int, steps: int) -> list[list[list[int]]]:
+    """Deals a global batch: which rows each worker takes, micro-batch by micro-batch.
 
     Args:
-        examples: the global batch, in its order.
+        lengths: tokens of the global batch's rows, in its order.
         workers: number of workers.
-        micro_batch_size: most examples in one micro-batch.
-        steps: micro-batches per worker; at least what the examples need. The surplus is empty.
+        micro_batch_size: most rows in one micro-batch.
+        steps: micro-batches per worker; at least what the rows need. The surplus is empty.
 
     Returns:
-        `[worker][micro-batch] -> indices into examples`.
+        `[worker][micro-batch] -> indices of rows`.
     """
-    assert steps * workers * micro_batch_size >= len(examples), "the micro-batches cannot hold the global batch"
-    order = sorted(range(len(examples)), key=lambda i: (-len(examples[i].input_ids), i))
+    assert steps * workers * micro_batch_size >= len(lengths), "the micro-batches cannot hold the global batch"
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     hands: list[list[int]] = [[] for _ in range(workers)]
     for turn, index in enumerate(order):
         lap, seat = divmod(turn, workers)
@@ -88,25 +98,36 @@ def collate(examples: Sequence[Example], layout: Layout, pad_id: int) -> MicroBa
             np.concatenate([example.labels for example in examples]).astype(np.int64)[None],
             np.concatenate([np.arange(len(example.input_ids), dtype=np.int64) for example in examples])[None],
             None,
+            None if examples[0].weights is None else np.concatenate([_weights(example) for example in examples])[None],
         )
     width = max(len(example.input_ids) for example in examples)
     ids = np.full((len(examples), width), pad_id, np.int64)
     labels = np.full((len(examples), width), UNTRAINED, np.int64)
     attention = np.zeros((len(examples), width), np.int64)
+    weights = None if examples[0].weights is None else np.zeros((len(examples), width), np.float32)
     for row, example in enumerate(examples):
         length = len(example.input_ids)
         ids[row, :length] = example.input_ids
         labels[row, :length] = example.labels
         attention[row, :length] = 1
+        if weights is not None:
+            weights[row, :length] = _weights(example)
     positions = np.broadcast_to(np.arange(width, dtype=np.int64), ids.shape).copy()
-    return MicroBatch(ids, labels, positions, attention)
+    return MicroBatch(ids, labels, positions, attention, weights)
+
+
+def _weights(example: Example) -> Weights:
+    assert example.weights is not None, "either all examples of a run have weights, or none"
+    return example.weights
 
 
 def worker_batch(
-    examples: Sequence[Example],
+    rows: Sequence[Row],
     *,
     epoch: int,
     step: int,
+    before: float,
+    after: float,
     rank: int,
     workers: int,
     micro_batch_size: int,
@@ -115,14 +136,23 @@ def worker_batch(
     pad_id: int,
 ) -> WorkerBatch:
     """Cuts one worker's share out of a global batch."""
-    mine = deal(examples, workers, micro_batch_size, accumulation)[rank]
+    lengths = [sum(len(example.input_ids) for example in row) for row in rows]
+    mine = [
+        [example for i in part for example in rows[i]]
+        for part in deal(lengths, workers, micro_batch_size, accumulation)[rank]
+    ]
+    trained = sum(example.trained_tokens for row in rows for example in row)
+    weighed = bool(rows) and rows[0][0].weights is not None
     return WorkerBatch(
         epoch=epoch,
         step=step,
-        micro_batches=tuple(collate([examples[i] for i in part], layout, pad_id) for part in mine),
-        trained_tokens=sum(example.trained_tokens for example in examples),
-        tokens=sum(len(example.input_ids) for example in examples),
-        row_ids=tuple(examples[i].id for part in mine for i in part),
+        micro_batches=tuple(collate(part, layout, pad_id) for part in mine),
+        trained_tokens=trained,
+        weight=float(sum(_weights(example).sum() for row in rows for example in row)) if weighed else float(trained),
+        tokens=sum(lengths),
+        before=before,
+        after=after,
+        row_ids=tuple(example.id for part in mine for example in part),
     )
 
 

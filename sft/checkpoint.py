@@ -41,8 +41,9 @@ class Fingerprints:
 class RunState:
     """Where a run stands.
 
-    Rule: `step` counts finished optimizer steps; `epoch` and `epoch_step` name the next step to train, which is the
-    data position: the order of an epoch is a function of (seed, epoch) alone.
+    Rule: `step` counts finished optimizer steps; `epoch` and `epoch_step` name the next step to train (the next
+    epoch's first, where this one has no such step), which is the data position: the order of an epoch is a function of
+    (seed, epoch) alone.
     """
 
     step: int

@@ -161,12 +161,17 @@ class DataSection(Section):
 class TrainSection(Section):
     """The optimisation."""
 
-    epochs: int = Field(1, gt=0, description="Passes over the data.")
-    max_steps: int | None = Field(None, gt=0, description="Stop after so many optimizer steps, if that comes first.")
-    global_batch_size: int = Field(16, gt=0, description="Examples per optimizer step, over all workers.")
-    micro_batch_size: int = Field(4, gt=0, description="Examples per forward pass of one worker.")
+    epochs: int | None = Field(None, gt=0, description="Passes over the data; 1 where max_steps is not set either.")
+    max_steps: int | None = Field(
+        None,
+        gt=0,
+        description="Stop after so many optimizer steps. Without epochs, training starts before the data was counted.",
+    )
+    global_batch_size: int = Field(16, gt=0, description="Rows per optimizer step, over all workers.")
+    micro_batch_size: int = Field(4, gt=0, description="Rows per forward pass of one worker.")
     layout: Literal["packed", "padded"] = Field(
-        "packed", description="packed joins the examples of a micro-batch in one row without padding."
+        "packed",
+        description="A row is a pack of examples of up to data.max_length tokens, or one example with padding.",
     )
     learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
     min_learning_rate: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine.")
@@ -175,6 +180,11 @@ class TrainSection(Section):
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0 switches clipping off.")
     seed: int = Field(0, ge=0, description="Seed of initialisation, dropout and data order.")
+
+    @property
+    def whole_epochs(self) -> int | None:
+        """Passes over the data; None where steps alone end the run."""
+        return 1 if self.epochs is None and self.max_steps is None else self.epochs
 
     @model_validator(mode="after")
     def _floor_under_peak(self) -> Self:
@@ -264,7 +274,7 @@ class TrainConfig(Section):
         if smallest == 0:
             faults.append(
                 f"train.global_batch_size {self.train.global_batch_size} is smaller than scaling.num_workers "
-                f"{self.scaling.num_workers}: every worker needs an example"
+                f"{self.scaling.num_workers}: every worker needs a row"
             )
         if faults:
             raise ValueError("; ".join(faults))

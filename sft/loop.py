@@ -4,6 +4,7 @@ so a step runs in one plain process as well.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,13 +22,20 @@ from sft.schedule import Cosine
 
 @dataclass(frozen=True, slots=True)
 class LoopPlan:
-    """What a loop runs: how many steps, at which rate, and when it saves."""
+    """What a loop runs: until when, at which rate, and when it saves.
 
-    steps_per_epoch: int
-    total_steps: int
+    Rule: the run ends after `epochs` or after `max_steps`, whichever is first; at least one is given.
+    """
+
+    epochs: int | None
+    max_steps: int | None
     schedule: Cosine
     seed: int
     save_every: int | None
+
+    def done(self, epochs: float, steps: int) -> float:
+        """Share of the run that is done after so many epochs and steps; 1 at its end."""
+        return max(epochs / self.epochs if self.epochs else 0.0, steps / self.max_steps if self.max_steps else 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,8 @@ class StepReport:
     """One optimizer step, over all workers.
 
     Rule: `loss` is the mean cross-entropy per trained token of the global batch, in nats; times are seconds of this
-    step on worker 0; `data_wait` is the part of `seconds` spent waiting for the batch.
+    step on worker 0; `data_wait` is the part of `seconds` spent waiting for the batch. `total_steps` is exact at the
+    end of a run; before it, where packs make it unknown, an estimate. `epoch` counts epochs done, such as 1.25.
     """
 
     step: int
@@ -58,9 +67,9 @@ def run_loop(
     rank: int,
     start: int,
     report: Callable[[StepReport], None],
-    save: Callable[[int, StepReport], None],
+    save: Callable[[WorkerBatch, StepReport], None],
 ) -> None:
-    """Trains from step `start` to the end.
+    """Trains until the run is done.
 
     Args:
         engine: the engine, with the state of step `start`.
@@ -69,24 +78,25 @@ def run_loop(
         rank: this worker's number.
         start: finished steps.
         report: called after every step.
-        save: called with the number of finished steps when a checkpoint is due, and at the end.
+        save: called after the step of a batch when a checkpoint is due, and at the end.
 
     Raises:
         TrainingError: the loss of a step is not finite; raised on every worker, before the optimizer steps.
     """
-    for step in range(start, plan.total_steps):
+    for step in itertools.count(start):
         begin = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - begin
         torch.manual_seed(_step_seed(plan.seed, step, rank))
-        rate = plan.schedule.rate(step)
+        after = plan.done(batch.after, step + 1)
+        rate = plan.schedule.rate(plan.done(batch.before, step), after)
         engine.set_learning_rate(rate)
         total = _train_step(engine, batch)
         done = StepReport(
             step=step + 1,
-            total_steps=plan.total_steps,
-            epoch=(step + 1) / plan.steps_per_epoch,
-            loss=total / max(batch.trained_tokens, 1),
+            total_steps=max(round((step + 1) / after), step + 1),
+            epoch=batch.after,
+            loss=total / (batch.weight or 1.0),
             grad_norm=engine.grad_norm(),
             learning_rate=rate,
             tokens=batch.tokens,
@@ -95,14 +105,16 @@ def run_loop(
             data_wait=waited,
         )
         report(done)
-        last = step + 1 == plan.total_steps
+        last = after >= 1
         if last or (plan.save_every is not None and (step + 1) % plan.save_every == 0):
-            save(step + 1, done)
+            save(batch, done)
+        if last:
+            return
 
 
 def _train_step(engine: Engine, batch: WorkerBatch) -> float:
     """Runs one global batch and steps the optimizer; returns the cross-entropy sum over all workers."""
-    factor = loss.normaliser(batch.trained_tokens, engine.workers)
+    factor = loss.normaliser(batch.weight, engine.workers)
     total = torch.zeros(1, dtype=torch.float64, device=engine.device)
     for number, micro in enumerate(batch.micro_batches, start=1):
         summed = engine.forward(**_tensors(micro, engine.device))
@@ -127,6 +139,7 @@ def _tensors(micro: MicroBatch, device: torch.device) -> dict[str, Tensor | None
         "labels": micro.labels,
         "position_ids": micro.position_ids,
         "attention_mask": micro.attention_mask,
+        "weights": micro.weights,
     }
     return {name: None if array is None else torch.tensor(array, device=device) for name, array in arrays.items()}
 

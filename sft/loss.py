@@ -1,7 +1,8 @@
 """The only place that shifts, and the only place that normalises.
 
 The loss of a step is the sum of the cross-entropy over the trained tokens of the global batch, divided by their
-number. So it does not depend on how the batch is cut into micro-batches, accumulated or spread over workers.
+number (with prompt weights, both sums are weighted). So it does not depend on how the batch is cut into micro-batches,
+accumulated or spread over workers.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ def targets(labels: Tensor) -> Tensor:
     return functional.pad(labels[:, 1:], (0, 1), value=UNTRAINED)
 
 
+def target_weights(weights: Tensor) -> Tensor:
+    """Shifts the labels' weights as `targets` shifts the labels."""
+    return functional.pad(weights[:, 1:], (0, 1), value=0.0)
+
+
 def trained_positions(wanted: Tensor) -> Tensor:
     """Positions at which logits are needed: where some row of `targets` is trained; at least one, so that a
     micro-batch without trained tokens still runs its backward pass on every worker.
@@ -38,26 +44,29 @@ def trained_positions(wanted: Tensor) -> Tensor:
     return positions if len(positions) else positions.new_zeros(1)
 
 
-def cross_entropy_sum(logits: Tensor, wanted: Tensor) -> Tensor:
+def cross_entropy_sum(logits: Tensor, wanted: Tensor, weights: Tensor | None = None) -> Tensor:
     """Sum of the cross-entropy over trained positions, in float32.
 
     Args:
         logits: shape (rows, positions, vocabulary).
         wanted: targets of those positions, shape (rows, positions); -100 is left out.
+        weights: weights of those targets, shape (rows, positions); None where all are 1.
     """
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), wanted.flatten(), ignore_index=UNTRAINED, reduction="sum"
-    )
+    flat, targets = logits.flatten(0, 1).float(), wanted.flatten()
+    if weights is None:
+        return functional.cross_entropy(flat, targets, ignore_index=UNTRAINED, reduction="sum")
+    each = functional.cross_entropy(flat, targets, ignore_index=UNTRAINED, reduction="none")
+    return (each * weights.flatten()).sum()
 
 
-def normaliser(trained_tokens: int, workers: int) -> float:
+def normaliser(weight: float, workers: int) -> float:
     """Factor on each worker's cross-entropy sum, where gradients are averaged over the workers.
 
     Args:
-        trained_tokens: of the whole global batch.
+        weight: of all labels of the whole global batch; their number, where each counts as one.
         workers: number of workers whose gradients are averaged.
     """
-    return workers / max(trained_tokens, 1)
+    return workers / (weight or 1.0)
 
 
 def finite(loss: float) -> bool:

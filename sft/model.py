@@ -53,7 +53,12 @@ class LossModel(nn.Module):
         self.model = model
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor, position_ids: Tensor, attention_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Returns the cross-entropy sum, a float32 scalar; arguments as in `sft.batch.MicroBatch`."""
         wanted = loss.targets(labels)
@@ -66,7 +71,8 @@ class LossModel(nn.Module):
             use_cache=False,
             logits_to_keep=positions,
         )
-        return loss.cross_entropy_sum(output.logits, wanted[:, positions])
+        shifted = None if weights is None else loss.target_weights(weights)[:, positions]
+        return loss.cross_entropy_sum(output.logits, wanted[:, positions], shifted)
 
 
 def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu") -> LossModel:

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a function of how much of the run is done: nothing to save, nothing to restore."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ class Cosine:
 
     peak: float
     floor: float
-    warmup_steps: int
-    total_steps: int
+    warmup: float
 
-    def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0. The first warm-up step has 1 / warmup_steps of the peak."""
-        if step < self.warmup_steps:
-            return self.peak * (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
-        return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    def rate(self, before: float, after: float) -> float:
+        """Learning rate of a step.
+
+        Args:
+            before: share of the run that is done before the step, from 0 to 1.
+            after: share that is done with it.
+        """
+        if after < self.warmup:
+            return self.peak * after / self.warmup
+        done = (before - self.warmup) / (1 - self.warmup)
+        return self.floor + (self.peak - self.floor) * 0.5 * (1 + math.cos(math.pi * min(max(done, 0.0), 1.0)))

@@ -25,7 +25,7 @@ from sft.adapter import (
 from sft.base import BaseTokenizer, load_tokenizer, locate
 from sft.checkpoint import Fingerprints, verify_checkpoint
 from sft.cluster import connect, shortage
-from sft.config import TrainConfig
+from sft.config import TrainConfig, TrainSection
 from sft.data import DataPlan, dataset, plan_data, tables
 from sft.errors import ConfigError, RaysftError, TrainingError
 from sft.feed import FeedPlan
@@ -94,13 +94,6 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     return _result(bundle, folder, seconds, reused=False)
 
 
-def steps_of(config: TrainConfig, kept: int) -> tuple[int, int]:
-    """Steps per epoch and steps of the whole run, for so many kept rows."""
-    per_epoch = -(-kept // config.train.global_batch_size)
-    total = per_epoch * config.train.epochs
-    return per_epoch, min(total, config.train.max_steps or total)
-
-
 def _survey(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) -> Survey:
     say(f"reading {len(plan.files)} file(s), masking with the chat template of {config.model.id}")
     try:
@@ -137,18 +130,15 @@ def _fit(
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
 
-    per_epoch, total = steps_of(config, counted.kept)
     scaling = config.scaling
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scaling.resource_timeout_s)
     reports = Queue(actor_options={"num_cpus": 0})
-    feed = feed_actor(plan, _feed_plan(config, tokenizer))
+    feed = feed_actor(plan, _feed_plan(config, tokenizer, counted.kept))
     job = WorkerJob(
         model=_model_plan(config, plan.base),
         config=config.model_dump(mode="json"),
         deepspeed=config.deepspeed,
         train=config.train,
-        steps_per_epoch=per_epoch,
-        total_steps=total,
         save_every=config.checkpoint.every_steps,
         fingerprints=prints,
         run_address=folder.address,
@@ -176,8 +166,9 @@ def _fit(
         ),
     )
     say(
-        f"training {total:,} steps of {config.train.global_batch_size} examples on {scaling.num_workers} "
-        f"{'GPU' if scaling.use_gpu else 'CPU'} worker(s), ZeRO stage {config.deepspeed.zero_stage}"
+        f"training {_length(config.train)} with {config.train.global_batch_size} {_ROWS[config.train.layout]} a step "
+        f"on {scaling.num_workers} {'GPU' if scaling.use_gpu else 'CPU'} worker(s), "
+        f"ZeRO stage {config.deepspeed.zero_stage}"
     )
     listener = _Listener(reports, reporter)
     try:
@@ -315,7 +306,16 @@ def _translated(error: Exception, what: str) -> RaysftError:
     return TrainingError(f"{what}: {words.strip()} ({type(last).__name__}; the worker logs have the whole story)")
 
 
-def _feed_plan(config: TrainConfig, tokenizer: BaseTokenizer) -> FeedPlan:
+_ROWS = {"packed": "packs", "padded": "examples"}
+
+
+def _length(train: TrainSection) -> str:
+    epochs = f"{train.whole_epochs} epoch(s)" if train.whole_epochs else ""
+    steps = f"{train.max_steps:,} steps" if train.max_steps else ""
+    return f"{epochs}, at most {steps}" if epochs and steps else epochs or steps
+
+
+def _feed_plan(config: TrainConfig, tokenizer: BaseTokenizer, examples: int) -> FeedPlan:
     return FeedPlan(
         seed=config.train.seed,
         shuffle_window=config.data.shuffle_window,
@@ -323,6 +323,8 @@ def _feed_plan(config: TrainConfig, tokenizer: BaseTokenizer) -> FeedPlan:
         micro_batch_size=config.train.micro_batch_size,
         layout=config.train.layout,
         pad_id=tokenizer.pad_id,
+        pack_length=config.data.max_length,
+        epoch_examples=examples,
     )
 
 

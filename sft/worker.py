@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 from collections import deque
@@ -16,7 +17,7 @@ from sft.checkpoint import MANIFEST, Fingerprints, RunState, read_parameters, ve
 from sft.config import DeepSpeedSection, TrainSection
 from sft.data import DataPlan, dataset, tables
 from sft.engine import Engine, EnginePlan
-from sft.errors import CheckpointError
+from sft.errors import CheckpointError, DataError
 from sft.feed import BatchFeed, FeedPlan, file_order
 from sft.loop import LoopPlan, StepReport, run_loop
 from sft.model import LossModel, ModelPlan, build_model, peft_config
@@ -35,8 +36,6 @@ class WorkerJob:
     config: dict[str, Any]
     deepspeed: DeepSpeedSection
     train: TrainSection
-    steps_per_epoch: int
-    total_steps: int
     save_every: int | None
     fingerprints: Fingerprints
     run_address: str
@@ -80,45 +79,59 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     run_loop(
         engine,
         LoopPlan(
-            steps_per_epoch=job.steps_per_epoch,
-            total_steps=job.total_steps,
+            epochs=job.train.whole_epochs,
+            max_steps=job.train.max_steps,
             schedule=Cosine(
-                peak=job.train.learning_rate,
-                floor=job.train.min_learning_rate,
-                warmup_steps=round(job.train.warmup_ratio * job.total_steps),
-                total_steps=job.total_steps,
+                peak=job.train.learning_rate, floor=job.train.min_learning_rate, warmup=job.train.warmup_ratio
             ),
             seed=job.train.seed,
             save_every=job.save_every,
         ),
         _batches(job, start, rank, workers),
         rank=rank,
-        start=start,
+        start=start.step,
         report=job.reports.put if rank == 0 else _nothing,
-        save=lambda step, report: _save(job, engine, model, step, report, rank),
+        save=lambda batch, report: _save(job, engine, model, batch, report, rank),
     )
 
 
-def _batches(job: WorkerJob, start: int, rank: int, workers: int) -> Iterator[WorkerBatch]:
-    """This worker's shares in order, asked for ahead of time."""
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """Finished steps, and the next step to train by its epoch and its number in it."""
+
+    step: int
+    epoch: int
+    epoch_step: int
+
+
+def _batches(job: WorkerJob, start: _Start, rank: int, workers: int) -> Iterator[WorkerBatch]:
+    """This worker's shares in order, epoch after epoch without end, asked for ahead of time."""
     import ray
 
-    asked: deque[Any] = deque()
-    for step in range(start, job.total_steps + PREFETCH):
-        if step < job.total_steps:
-            epoch, epoch_step = divmod(step, job.steps_per_epoch)
-            asked.append(job.feed.share.remote(epoch, epoch_step, rank, workers))
-        if step >= start + PREFETCH:
-            yield ray.get(asked.popleft())
+    first = start.epoch_step
+    for epoch in itertools.count(start.epoch):
+        found = first > 0
+        asked: deque[Any] = deque()
+        for step in itertools.count(first):
+            asked.append(job.feed.share.remote(epoch, step, rank, workers))
+            if len(asked) > PREFETCH:
+                batch: WorkerBatch | None = ray.get(asked.popleft())
+                if batch is None:
+                    break
+                yield batch
+                found = True
+        if not found:
+            raise DataError(f"epoch {epoch} holds no example; keep the files unchanged during a run")
+        first = 0
 
 
-def _resume(job: WorkerJob, engine: Engine) -> int:
-    """Puts back the last checkpoint if there is one; returns the finished steps."""
+def _resume(job: WorkerJob, engine: Engine) -> _Start:
+    """Puts back the last checkpoint if there is one; returns where to go on."""
     import ray.train
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return _Start(0, 0, 0)
     with checkpoint.as_directory() as local:
         run = verify_checkpoint(Path(local))
         if run.fingerprints != job.fingerprints:
@@ -127,20 +140,20 @@ def _resume(job: WorkerJob, engine: Engine) -> int:
                 "choose another `name`, or take the data back"
             )
         engine.load_state(read_parameters(Path(local)), run.step)
-    return run.step
+    return _Start(run.step, run.epoch, run.epoch_step)
 
 
-def _save(job: WorkerJob, engine: Engine, model: LossModel, step: int, report: StepReport, rank: int) -> None:
+def _save(job: WorkerJob, engine: Engine, model: LossModel, batch: WorkerBatch, report: StepReport, rank: int) -> None:
     """Saves a checkpoint; every worker takes part, worker 0 writes."""
     import ray.train
 
     state = engine.state()
+    step = report.step
     metrics = {"step": step, "loss": report.loss}
     if rank != 0:
         ray.train.report(metrics, checkpoint=None)
         return
-    epoch, epoch_step = divmod(step, job.steps_per_epoch)
-    run = RunState(step, epoch, epoch_step, job.train.seed, job.fingerprints, job.config)
+    run = RunState(step, batch.epoch, batch.step + 1, job.train.seed, job.fingerprints, job.config)
     with tempfile.TemporaryDirectory(prefix="raysft-checkpoint-") as folder:
         write_checkpoint(Path(folder), run, state, peft_config(model))
         ray.train.report(

@@ -25,7 +25,7 @@ def test_ctrl_c_ends_with_a_clear_message_and_nothing_half_written(
             tmp_path,
             tiny_model,
             name="stopped",
-            train={"epochs": 5000, "global_batch_size": 6},
+            train={"epochs": 5000, "global_batch_size": 6, "layout": "padded"},
             ray={"address": head.address},
         ).model_dump_json()
     )

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,9 +74,11 @@ def train(engine: Engine, rank: int, start: int = 0, stop: int = STEPS, layout: 
     def batches() -> Iterator[WorkerBatch]:
         for step in range(start, stop):
             yield worker_batch(
-                rows[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH],
+                [[row] for row in rows[step * GLOBAL_BATCH : (step + 1) * GLOBAL_BATCH]],
                 epoch=0,
                 step=step,
+                before=step / STEPS,
+                after=(step + 1) / STEPS,
                 rank=rank,
                 workers=engine.workers,
                 micro_batch_size=engine.plan.micro_batch_size,
@@ -85,8 +88,9 @@ def train(engine: Engine, rank: int, start: int = 0, stop: int = STEPS, layout: 
             )
 
     reports: list[StepReport] = []
-    plan = LoopPlan(STEPS, stop, Cosine(1e-2, 0.0, 1, STEPS), seed=0, save_every=None)
-    run_loop(engine, plan, batches(), rank=rank, start=start, report=reports.append, save=lambda *_: None)
+    plan = LoopPlan(None, STEPS, Cosine(1e-2, 0.0, 1 / STEPS), seed=0, save_every=None)
+    with suppress(StopIteration):  # the first half of a run ends before the run does
+        run_loop(engine, plan, batches(), rank=rank, start=start, report=reports.append, save=lambda *_: None)
     return reports
 
 

@@ -46,8 +46,7 @@ def test_no_examples_make_a_row_that_trains_nothing(layout: Layout) -> None:
 
 
 def test_deals_by_length_and_evenly() -> None:
-    examples = [example(length) for length in (2, 9, 3, 8, 4, 7)]
-    assert deal(examples, workers=2, micro_batch_size=2, steps=2) == [[[1, 4], [2]], [[3, 5], [0]]]
+    assert deal((2, 9, 3, 8, 4, 7), workers=2, micro_batch_size=2, steps=2) == [[[1, 4], [2]], [[3, 5], [0]]]
 
 
 @given(
@@ -65,9 +64,11 @@ def test_every_example_is_trained_exactly_once_by_one_worker(
     accumulation = accumulation_steps(len(examples) + data.draw(st.integers(0, 9)), workers, micro)
     shares = [
         worker_batch(
-            examples,
+            [[e] for e in examples],
             epoch=1,
             step=2,
+            before=0.0,
+            after=0.0,
             rank=rank,
             workers=workers,
             micro_batch_size=micro,

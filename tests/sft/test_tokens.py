@@ -53,12 +53,9 @@ def test_without_kitoken_the_answer_is_the_same(real: Encoder) -> None:
     slow = Encoder(real.tokenizer, quick=False)
     given = ["Hello <|im_start|>user\nä<|im_end|>", "", "  two  spaces\n"]
     assert not slow.is_quick
-    for fast, own in zip(
-        (real.encode(given).ids, real.encode(given).ends),
-        (slow.encode(given).ids, slow.encode(given).ends),
-        strict=True,
-    ):
-        assert fast.tolist() == own.tolist()
+    fast, own = real.encode(given), slow.encode(given)
+    assert fast.ids.tolist() == own.ids.tolist()
+    assert fast.ends.tolist() == own.ends.tolist()
 
 
 def test_a_text_that_the_tokenizer_normalises_is_placed_by_characters() -> None:
