@@ -6,13 +6,16 @@ import zlib
 
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
+from tokenizers.pre_tokenizers import ByteLevel
 
 from sft.base import BaseTokenizer
 from sft.rows import Rules
+from sft.template import ChatTemplate
 from tests.templates import LET_PASS, Family
-from tests.templates.oracle import UNTRAINED, Row, Talk, check, may_be_refused, prepare_talks, render
+from tests.templates.oracle import UNTRAINED, Row, Talk, check, may_be_refused, prepare_talks, render, served_ids
 from tests.templates.talks import PLAIN, TWO, odd_talks, talk
-from tests.templates.tokenizers import KINDS, Kind, make_base
+from tests.templates.tokenizers import KINDS, Kind, make_base, pieces_of
+from tests.tiny import CHATML, byte_tokenizer, small_base
 
 EXAMPLES = 8
 PAIRS = [(family, kind) for family in LET_PASS for kind in KINDS]
@@ -101,6 +104,27 @@ def test_a_row_that_just_fits_is_not_cut(family: Family, kind: Kind) -> None:
     fates = [prepare_talks(base, [TWO], Rules(limit, truncate=False)) for limit in (length, length - 1)]
     assert fates[0] == [whole]
     assert [row.reason for row in fates[1]] == ["too_long"]
+
+
+def test_a_stop_token_that_merges_with_what_follows_is_refused() -> None:
+    tokenizer = byte_tokenizer(CHATML.replace("<|im_end|>", "|"), merges=[("|", "Ċ")])
+    base = BaseTokenizer(tokenizer, ChatTemplate(tokenizer, ["|"]), (tokenizer.convert_tokens_to_ids("|"),))
+    assert tokenizer.convert_ids_to_tokens(served_ids(base, talk("Hi", "Hello"), prompt=False))[-1] == "|Ċ"
+    (row,) = prepare_talks(base, [talk("Hi", "Hello")])
+    assert row.reason == "not_maskable"
+
+
+def test_a_prompt_whose_ids_depend_on_the_answer_is_refused() -> None:
+    blank_line = CHATML.replace("\n' + m", "\n\n' + m").replace("assistant\n", "assistant\n\n")
+    base = small_base(blank_line, merges=[("Ċ", "Ċ")])
+    base.tokenizer.backend_tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
+    one = talk("Hi", "Hello")
+    served = served_ids(base, one[:1])
+    assert base.tokenizer.convert_ids_to_tokens(served)[-1] == "ĊĊ"
+    whole = served_ids(base, one, prompt=False)
+    assert pieces_of(base, "gpt2", whole)[len(served) - 1 : len(served) + 1] == [b"\n", b"\n"]
+    (row,) = prepare_talks(base, [one])
+    assert row.reason == "not_maskable"
 
 
 def bos_places(family: Family, base: BaseTokenizer, row: Row) -> list[int]:
