@@ -102,7 +102,8 @@ def check(family: Family, kind: Kind, base: BaseTokenizer, talk: Talk, row: Row)
 def answer_as_read(family: Family, kind: Kind, base: BaseTokenizer, talk: Talk, turn: int) -> str:
     """What the trained ids of a turn must stand for."""
     answer = as_read(base, kind, family.answer(talk[turn]["content"]))
-    opened_by_mark = render(base, talk[:turn], prompt=True).endswith(family.special)
+    prompt = render(base, talk[:turn], prompt=True)
+    opened_by_mark = prompt.endswith(family.special) or prompt.rstrip().endswith(family.rstrip)
     return f" {answer}" if kind == "prepend" and opened_by_mark else answer
 
 
