@@ -11,7 +11,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from sft.errors import ModelError
+from sft.errors import ModelError, TemplateError
+from sft.mask import mask
 from sft.template import ChatTemplate, History
 from sft.tokens import Encoder
 
@@ -32,6 +33,20 @@ class BaseTokenizer:
     def encoder(self) -> Encoder:
         """Turns rendered texts into ids."""
         return Encoder(self.tokenizer, quick=self.quick)
+
+    def prove(self, history: History = "refuse") -> None:
+        """Proves on sample conversations that template and tokenizer together can be masked exactly.
+
+        Raises:
+            TemplateError: with the proof that failed and what to do.
+        """
+        proofs = self.template.prove(history)
+        masked = mask(self.encoder, proofs, max_length=1 << 20, truncate=False, stop_ids=self.stop_ids)
+        if all(masked.errors):
+            raise TemplateError(
+                f"no sample conversation can be masked exactly with this tokenizer: {masked.errors[0]}; "
+                "use a template that puts a special token between prompt and answer"
+            )
 
     @property
     def pad_id(self) -> int:
@@ -84,8 +99,9 @@ def load_tokenizer(
     ids = _stop_ids(folder, tokenizer)
     stops = [str(token) for token in tokenizer.convert_ids_to_tokens(list(ids))]
     chat = ChatTemplate(tokenizer, stops, template)
-    chat.prove(history)
-    return BaseTokenizer(tokenizer, chat, ids, quick)
+    made = BaseTokenizer(tokenizer, chat, ids, quick)
+    made.prove(history)
+    return made
 
 
 def _stop_ids(folder: Path, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:

@@ -64,6 +64,7 @@ def mask(
     max_length: int,
     truncate: bool,
     prompt_weight: float = 0.0,
+    stop_ids: Sequence[int] = (),
 ) -> Masked:
     """Makes ids and labels of rendered conversations, or says of each why not.
 
@@ -73,13 +74,14 @@ def mask(
         max_length: longest example, in tokens.
         truncate: cut the end off a longer example rather than refuse it.
         prompt_weight: weight in the loss of tokens that are not trained otherwise.
+        stop_ids: ids that end an answer; such a token may swallow white space that follows it, as Phi-3's do.
 
     Raises:
         DataError: the tokenizers disagree.
     """
     encoded = encoder.encode([item.text for item in rendered])
     errors: list[RowError | None] = [None] * len(rendered)
-    trained = _trained(encoder, encoded, rendered, errors)
+    trained = _trained(encoder, encoded, rendered, stop_ids, errors)
     lengths = np.diff(encoded.starts)
     within = np.arange(len(encoded.ids)) - np.repeat(encoded.starts[:-1], lengths)
     trained &= within > 0
@@ -105,7 +107,13 @@ def mask(
     return Masked(ids, np.where(trained, ids, np.int32(UNTRAINED)), weights, starts, long & good, tuple(errors))
 
 
-def _trained(encoder: Encoder, encoded: Encoded, rendered: Sequence[Rendered], errors: list[RowError | None]) -> Flags:
+def _trained(
+    encoder: Encoder,
+    encoded: Encoded,
+    rendered: Sequence[Rendered],
+    stop_ids: Sequence[int],
+    errors: list[RowError | None],
+) -> Flags:
     """Which tokens are trained; writes down the rows whose spans cannot be known exactly."""
     spans = [
         (row, *_place(item.text, span.start, span.end, bool(encoded.in_bytes[row])), span.prompt, span.start)
@@ -128,7 +136,8 @@ def _trained(encoder: Encoder, encoded: Encoded, rendered: Sequence[Rendered], e
     touched = first < last
     crosses = touched & (begins[np.minimum(first, len(begins) - 1)] < start)
     first += crosses & ~prompt
-    wrong = (crosses & prompt) | (touched & (ends[last - 1] > end)) | (first >= last)
+    past = (ends[last - 1] > end) & ~np.isin(encoded.ids[last - 1], np.asarray(stop_ids, np.int32))
+    wrong = (crosses & prompt) | (touched & past) | (first >= last)
     for i in np.flatnonzero(wrong):
         errors[row[i]] = RowError(Reason.NOT_MASKABLE, "messages", "a token crosses the edge of a trained turn")
     checked = np.flatnonzero(prompt & ~wrong)

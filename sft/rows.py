@@ -78,6 +78,8 @@ def prepare(table: pa.Table, base: BaseTokenizer, sources: Mapping[str, SourcePl
             conversation = to_conversation(_parse(content), plan.spec)
             task, cluster = conversation.task or task, conversation.cluster or cluster
             texts = base.template.examples(conversation, history=rules.history, reasoning=rules.reasoning)
+            if b"\\u" in content:
+                _check_unicode(texts)
         except RowError as error:
             fates.append(_Fate(number, place, task, cluster, None, error))
             continue
@@ -90,6 +92,7 @@ def prepare(table: pa.Table, base: BaseTokenizer, sources: Mapping[str, SourcePl
         max_length=rules.max_length,
         truncate=rules.truncate,
         prompt_weight=rules.prompt_weight,
+        stop_ids=base.stop_ids,
     )
     return _prepared_table(table, fates, masked)
 
@@ -126,6 +129,15 @@ def _parse(raw: bytes) -> object:
         raise RowError(Reason.INVALID_JSON, "", f"not valid JSON{place}") from None
     except RecursionError:
         raise RowError(Reason.INVALID_JSON, "", "nested too deeply") from None
+
+
+def _check_unicode(texts: Sequence[Rendered]) -> None:
+    """JSON can spell half of a surrogate pair, which is no text."""
+    try:
+        for text in texts:
+            text.text.encode()
+    except UnicodeEncodeError:
+        raise RowError(Reason.INVALID_ENCODING, "", "an escape such as \\ud83d without its other half") from None
 
 
 class _Fate(NamedTuple):

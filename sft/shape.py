@@ -98,6 +98,11 @@ def parts(text: str) -> tuple[Part, ...]:
     return tuple(found)
 
 
+def before_symbol(text: str, message: int) -> str:
+    """What stands before the symbol of a message."""
+    return next((text[: match.start()] for match in _SYMBOL.finditer(text) if int(match[1]) == message), text)
+
+
 class SymbolicTemplate:
     """A chat template that is rendered with symbols in place of contents.
 

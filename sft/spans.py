@@ -41,8 +41,20 @@ class Rendered:
     turn: int | None = None
 
 
+def shared(one: str, other: str) -> str:
+    """The longest text that both begin with."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one.startswith(other[:middle]) else (low, middle - 1)
+    return one[:low]
+
+
 def find_spans(
-    messages: Sequence[Message], stop_tokens: Sequence[str], render: Callable[[int, bool], str]
+    messages: Sequence[Message],
+    stop_tokens: Sequence[str],
+    render: Callable[[int, bool], str],
+    before_content: Callable[[int], str],
 ) -> tuple[str, list[Span]]:
     """Finds the trained spans of a conversation.
 
@@ -50,6 +62,7 @@ def find_spans(
         messages: the conversation.
         stop_tokens: the texts that end an answer.
         render: renders the first n turns, with the generation prompt or without.
+        before_content: the text before the content of a turn, for turns that no generation prompt opens.
 
     Returns:
         The conversation's text, and a span for each trained turn.
@@ -65,17 +78,16 @@ def find_spans(
         where = f"messages[{i}]"
         answer = message.role == "assistant"
         through = text if i == len(messages) - 1 else render(i + 1, False)
-        before = render(i, answer) if i else ""
-        if not text.startswith(through):
-            raise RowError(Reason.NOT_MASKABLE, where, "the template rewrites this turn when later turns follow")
+        before = render(i, True) if answer else before_content(i)
         if not through.startswith(before):
-            fault = "generation prompt is not how it opens this turn" if answer else "history is not how it goes on"
-            raise RowError(Reason.NOT_MASKABLE, where, f"the template's {fault}")
-        turn = through[len(before) :]
-        stop, token = max((turn.rfind(token), token) for token in stop_tokens)
-        if answer and (stop < 0 or turn[stop + len(token) :].strip()):
+            raise RowError(Reason.NOT_MASKABLE, where, "the template's generation prompt is not how it opens this turn")
+        # The turn's own text holds no stop token, so the first one ends it; what may follow is the template's.
+        ends = [place + len(token) for token in stop_tokens if (place := through.find(token, len(before))) >= 0]
+        if answer and not ends:
             raise RowError(Reason.NOT_MASKABLE, where, "the template does not end this turn with a stop token")
-        end = len(before) + stop + len(token) if stop >= 0 else len(through)
+        end = min(ends, default=len(through))
+        if not text.startswith(through[:end]):
+            raise RowError(Reason.NOT_MASKABLE, where, "the template rewrites this turn when later turns follow")
         spans.append(Span(len(before), end, answer))
     return text, spans
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,13 +11,12 @@ from datetime import UTC, datetime
 from itertools import accumulate, pairwise
 from typing import Any, Literal
 
-from jinja2 import TemplateError as JinjaError
 from transformers import PreTrainedTokenizerBase
 
 from sft.errors import TemplateError
 from sft.messages import Conversation, Message, Reason, RowError
-from sft.shape import Shape, SymbolicTemplate, parts
-from sft.spans import THINK_END, Rendered, Span, around_reasoning, find_spans
+from sft.shape import Shape, SymbolicTemplate, before_symbol, parts
+from sft.spans import THINK_END, Rendered, Span, around_reasoning, find_spans, shared
 
 History = Literal["refuse", "split"]
 FROZEN_CLOCK = datetime(2024, 1, 1, tzinfo=UTC)
@@ -66,7 +66,8 @@ class ChatTemplate:
         self.stop_tokens = tuple(stop_tokens)
         self._tokenizer = tokenizer
         self._thinks = "reasoning_content" in found
-        special = sorted({*tokenizer.all_special_tokens, *stop_tokens}, key=len, reverse=True)
+        marks = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        special = sorted({*tokenizer.all_special_tokens, *marks, *stop_tokens}, key=len, reverse=True)
         self._special = re.compile("|".join(map(re.escape, special)))
         self._symbolic = SymbolicTemplate(
             found, {**tokenizer.special_tokens_map, "strftime_now": FROZEN_CLOCK.strftime}
@@ -105,8 +106,9 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
                 strftime_now=clock.strftime,
             )
-        except (JinjaError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            # What a template does with a row that its author did not think of is the row's fate, not the run's.
+        except Exception as error:
+            # A template is a program of its own: what it makes of a row that its author did not think of is the row's
+            # fate, not the run's.
             raise RowError(Reason.TEMPLATE_ERROR, "messages", f"the chat template says: {error}") from error
         assert isinstance(text, str)
         return text
@@ -150,13 +152,17 @@ class ChatTemplate:
                 raise
         return list(self._split(messages, conversation.tools, reasoning))
 
-    def prove(self, history: History = "refuse") -> None:
+    def prove(self, history: History = "refuse") -> list[Rendered]:
         """Proves on sample conversations that this template can be masked exactly.
+
+        Returns:
+            The sample conversations' texts.
 
         Raises:
             TemplateError: with the proof that failed and what to do.
         """
         bos = self._tokenizer.bos_token
+        texts: list[Rendered] = []
         for messages in _PROOFS:
             try:
                 rendered = self.examples(Conversation(messages), history=history)
@@ -172,8 +178,11 @@ class ChatTemplate:
                     "the chat template prints the current date, so training and serving would differ from day to day; "
                     "name a template with a fixed date in model.chat_template"
                 )
-            if bos and rendered[-1].text.count(bos) > 1 and not self._opens_turns(bos, messages):
+            counts = bos and bos not in self.stop_tokens and not self._opens_turns(bos, messages)
+            if counts and rendered[-1].text.count(bos) > 1:
                 raise TemplateError(f"the chat template writes the BOS token {bos} more than once")
+            texts += rendered
+        return texts
 
     def _turn(self, message: Message) -> dict[str, Any]:
         if message.reasoning is None or self._thinks:
@@ -182,7 +191,11 @@ class ChatTemplate:
         return replace(message, content=content, reasoning=None).to_dict()
 
     def _check_content(self, index: int, message: Message) -> None:
-        for field, text in (("content", message.content), ("reasoning_content", message.reasoning)):
+        texts: dict[str, str | None] = {"content": message.content}
+        if message.reasoning or message.tool_calls:
+            texts["reasoning_content"] = message.reasoning
+            texts["tool_calls"] = json.dumps([call.arguments for call in message.tool_calls], ensure_ascii=False)
+        for field, text in texts.items():
             found = self._special.search(text) if text else None
             if found is not None:
                 raise RowError(
@@ -193,8 +206,8 @@ class ChatTemplate:
 
     def _opens_turns(self, token: str, messages: Sequence[Message]) -> bool:
         """Whether every turn begins with this token, as in ChatML models that name `<|im_start|>` their BOS."""
-        bare = self.render(messages)
-        return token in self.render(messages, generation_prompt=True)[len(bare) :]
+        asked = self.render(messages, generation_prompt=True)
+        return token in asked[len(shared(asked, self.render(messages))) :]
 
     def _filled(self, messages: Sequence[Message]) -> Rendered | None:
         """The rendered conversation by its shape; None where the template looks at its contents."""
@@ -226,7 +239,9 @@ class ChatTemplate:
             return found[0]
 
         try:
-            text, spans = find_spans(messages, self.stop_tokens, render)
+            text, spans = find_spans(
+                messages, self.stop_tokens, render, lambda i: before_symbol(render(i + 1, False), i)
+            )
         except RowError:
             return None
         cuts = [0, *(edge for span in spans for edge in (span.start, span.end)), len(text)]
@@ -242,8 +257,17 @@ class ChatTemplate:
             messages,
             self.stop_tokens,
             lambda count, prompt: self.render(messages[:count], tools=tools, generation_prompt=prompt),
+            lambda turn: self._before_content(messages, tools, turn),
         )
         return Rendered(text, tuple(around_reasoning(text, messages, spans, trained=reasoning)))
+
+    def _before_content(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], turn: int) -> str:
+        """The text before a turn's content: what does not depend on it."""
+        one, other = (
+            self.render([*messages[:turn], replace(messages[turn], content=content)], tools=tools)
+            for content in ("\ue000", "\ue001")
+        )
+        return shared(one, other)
 
     def _split(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], reasoning: bool
