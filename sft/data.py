@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import multiprocessing
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,11 +68,26 @@ def plan_data(data: DataSection, base: Path) -> DataPlan:
     return DataPlan(tuple(files), sources, base.absolute(), rules)
 
 
-def stream_here(plan: DataPlan) -> Iterator[pa.Table]:
-    """Prepares all rows in this process, without Ray."""
-    for file in plan.files:
-        for table in read(file):
-            yield _prepare(table, plan)
+def stream_here(plan: DataPlan, processes: int = 1) -> Iterator[pa.Table]:
+    """Prepares all rows without Ray, in file and row order.
+
+    Args:
+        plan: what to read.
+        processes: with more than one, as many prepare while this one reads; memory stays bounded.
+    """
+    raw = (table for file in plan.files for table in read(file))
+    if processes == 1:
+        yield from (_prepare(table, plan) for table in raw)
+        return
+    load_tokenizer(plan.base)  # loaded once here, and shared by the processes that are forked
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+        waiting: deque[Future[pa.Table]] = deque()
+        for table in raw:
+            waiting.append(pool.submit(_prepare, table, plan))
+            if len(waiting) > 2 * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def dataset(plan: DataPlan, order: Sequence[int] | None = None) -> Any:

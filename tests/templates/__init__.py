@@ -261,10 +261,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
-REFUSED_FOR_NOW = ("granite-3", "phi-3")
-"""Families that can be masked exactly and are not yet let pass: see test_mask_options.py."""
-
-LET_PASS = tuple(one for one in FAMILIES if one.provable and one.name not in REFUSED_FOR_NOW)
+LET_PASS = tuple(one for one in FAMILIES if one.provable)
 
 
 def family(name: str) -> Family:
