@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-BUCKETS: tuple[int, ...] = tuple(bound << power for power in range(18) for bound in (8, 12))
-"""Longest length, in tokens, of each bucket of a histogram: 8, 12, 16, 24, ... The last takes all that is longer."""
+BUCKETS: tuple[int, ...] = tuple(bound << power for power in range(18) for bound in (8, 10, 12, 14))
+"""Longest length, in tokens, of each bucket of a histogram, four to a doubling: 8, 10, 12, 14, 16, 20, ... The last
+takes all that is longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,23 @@ class Lengths:
         counts = np.diff(below, prepend=0, append=len(ascending)).tolist()
         histogram = {bound: count for bound, count in zip(BUCKETS, counts, strict=True) if count}
         return cls(p50, p90, p99, int(ascending[-1]), histogram)
+
+    def bounds(self, most: int) -> list[int]:
+        """Buckets to show, from the first that has rows to the last; joined by twos until there are at most `most`."""
+        if not self.histogram:
+            return []
+        first, last = (BUCKETS.index(pick(self.histogram)) for pick in (min, max))
+        step = 1
+        while -(-last // step) - -(-first // step) + 1 > most:
+            step *= 2
+        return [BUCKETS[min(i, len(BUCKETS) - 1)] for i in range(-(-first // step) * step, last + step, step)]
+
+    def counts(self, bounds: Sequence[int]) -> list[int]:
+        """Rows in each of the buckets with these bounds."""
+        counts = [0] * len(bounds)
+        for bound, count in self.histogram.items():
+            counts[bisect_left(bounds, bound)] += count
+        return counts
 
     def to_dict(self) -> dict[str, Any]:
         """The lengths as plain values, for JSON, whose keys are text."""

@@ -12,7 +12,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -46,11 +46,12 @@ _PLACE = pa.schema(
 )
 
 Integers = npt.NDArray[np.int64]
+Name = TypeVar("Name")
 
 
 @dataclass
 class Count:
-    """Counts of a source or a task. `tokens`, `trained_tokens` and `flags` are of the kept rows."""
+    """Counts of some rows. `tokens`, `trained_tokens` and `flags` are of the kept rows."""
 
     rows: int = 0
     kept: int = 0
@@ -91,13 +92,21 @@ class Count:
         }
 
 
-class Group(NamedTuple):
-    """What a kept row belongs to."""
+class Cell(NamedTuple):
+    """What is counted together. `task` and `cluster` are "" where neither the row nor its source names one."""
 
     source: str
-    file: str
     task: str
     cluster: str
+
+
+class Origin(NamedTuple):
+    """Where a kept row comes from: its cell, and its file."""
+
+    source: str
+    task: str
+    cluster: str
+    file: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,32 +114,30 @@ class KeptRows:
     """The kept rows in the order in which they were counted, which is file and row order.
 
     Rule: every array has shape (kept,). `lengths` are tokens; `keys` are 64 bits of a hash of the row's id, so that
-    "the smallest keys" is a sample that depends on nothing else; `groups[i]` is row i's index into `names`.
+    "the smallest keys" is a sample that depends on nothing else; `of[i]` is row i's index into `origins`.
     """
 
     lengths: npt.NDArray[np.int32]
     keys: npt.NDArray[np.uint64]
-    groups: npt.NDArray[np.int32]
-    names: tuple[Group, ...]
+    of: npt.NDArray[np.int32]
+    origins: tuple[Origin, ...]
 
 
 class Survey:
     """Adds up PREPARED tables. Surveys can be pickled and merged, so parts of a data set may be counted apart.
 
     Attributes:
-        sources: counts by source, in the order in which they came.
-        tasks: counts by (cluster, task); both are "" where a row has none.
+        cells: counts by source, task and cluster, in the order in which they came.
     """
 
     def __init__(self) -> None:
-        self.sources: dict[str, Count] = {}
-        self.tasks: dict[tuple[str, str], Count] = {}
-        self._groups: dict[Group, int] = {}
+        self.cells: dict[Cell, Count] = {}
+        self._origins: dict[Origin, int] = {}
         self._lengths = array("i")
         self._keys = array("Q")
-        self._row_groups = array("i")
+        self._of = array("i")
         self._places: list[pa.RecordBatch] = []
-        self._held: Counter[tuple[str, str]] = Counter()
+        self._held: Counter[tuple[str, ...]] = Counter()
         self._sum = 0
 
     def add(self, table: pa.Table) -> None:
@@ -141,25 +148,30 @@ class Survey:
 
     def merge(self, other: Survey) -> None:
         """Adds what another survey has counted, as if its rows had come after these."""
-        for source, count in other.sources.items():
-            self.sources.setdefault(source, Count()).add(count)
-        for task, count in other.tasks.items():
-            self.tasks.setdefault(task, Count()).add(count)
-        numbers = np.asarray([self._group(group) for group in other._groups], np.int32)
+        for cell, count in other.cells.items():
+            self.cells.setdefault(cell, Count()).add(count)
+        numbers = np.asarray([self._number(origin) for origin in other._origins], np.int32)
         self._lengths.extend(other._lengths)
         self._keys.extend(other._keys)
-        self._row_groups.frombytes(numbers[np.asarray(other._row_groups, np.int32)].tobytes())
+        self._of.frombytes(numbers[np.asarray(other._of, np.int32)].tobytes())
         for batch in other._places:
             self._hold(batch)
         self._sum += other._sum
 
     @property
+    def sources(self) -> dict[str, Count]:
+        """Counts by source, in the order in which they came."""
+        return self._by(lambda cell: cell.source)
+
+    @property
+    def tasks(self) -> dict[tuple[str, str], Count]:
+        """Counts by (cluster, task)."""
+        return self._by(lambda cell: (cell.cluster, cell.task))
+
+    @property
     def total(self) -> Count:
-        """Counts of all sources together."""
-        total = Count()
-        for count in self.sources.values():
-            total.add(count)
-        return total
+        """Counts of all rows together."""
+        return self._by(lambda _: "").get("", Count())
 
     @property
     def rows(self) -> int:
@@ -194,12 +206,12 @@ class Survey:
 
     @property
     def kept_rows(self) -> KeptRows:
-        """Length, key and group of every kept row."""
+        """Length, key and origin of every kept row."""
         return KeptRows(
             np.array(self._lengths, np.int32),
             np.array(self._keys, np.uint64),
-            np.array(self._row_groups, np.int32),
-            tuple(self._groups),
+            np.array(self._of, np.int32),
+            tuple(self._origins),
         )
 
     @property
@@ -217,8 +229,8 @@ class Survey:
     def lengths_by_source(self) -> dict[str, Lengths]:
         """How long the kept rows of each source are."""
         numbers = {name: number for number, name in enumerate(self.sources)}
-        source_of = np.asarray([numbers[group.source] for group in self._groups], np.int64)
-        ordered = source_of[np.asarray(self._row_groups, np.int32)] << 32 | np.asarray(self._lengths, np.int64)
+        source_of = np.asarray([numbers[origin.source] for origin in self._origins], np.int64)
+        ordered = source_of[np.asarray(self._of, np.int32)] << 32 | np.asarray(self._lengths, np.int64)
         ordered.sort()
         ends = np.searchsorted(ordered, np.arange(len(numbers) + 1) << 32)
         return {name: Lengths.of(ordered[ends[i] : ends[i + 1]] & 0xFFFFFFFF) for name, i in numbers.items()}
@@ -268,38 +280,36 @@ class Survey:
         }
 
     def _add(self, batch: pa.RecordBatch) -> None:
-        names, of_row = _distinct(batch, ("source", "file", "task", "cluster", "reason"))
+        names, of_row = _distinct(batch, (*Origin._fields, "reason"))
+        parts = [Count(rows=rows) for rows in np.bincount(of_row, minlength=len(names)).tolist()]
         tokens = _list_lengths(batch.column("input_ids"))
         trained = _trained(batch.column("labels"))
-        parts = [Count(rows=rows) for rows in np.bincount(of_row, minlength=len(names)).tolist()]
-        for part, flags in zip(parts, _flags(batch.column("flags"), of_row, len(names)), strict=True):
-            part.flags = flags
         sums = [np.bincount(of_row, weights, len(names)).astype(np.int64).tolist() for weights in (tokens, trained)]
-        groups = np.full(len(names), -1, np.int32)
-        for i, ((source, file, task, cluster, reason), part) in enumerate(zip(names, parts, strict=True)):
-            part.tokens, part.trained_tokens = sums[0][i], sums[1][i]
+        flags = _flags(batch.column("flags"), of_row, len(names))
+        numbers = np.full(len(names), -1, np.int32)
+        for i, ((*origin, reason), part) in enumerate(zip(names, parts, strict=True)):
+            part.tokens, part.trained_tokens, part.flags = sums[0][i], sums[1][i], flags[i]
             if reason:
                 part.dropped[reason] = part.rows
             else:
                 part.kept = part.rows
-                groups[i] = self._group(Group(source, file, task, cluster))
-            self.sources.setdefault(source, Count()).add(part)
-            self.tasks.setdefault((cluster, task), Count()).add(part)
-        row_groups = groups[of_row]
-        kept = row_groups >= 0
+                numbers[i] = self._number(Origin(*origin))
+            self.cells.setdefault(Cell(*origin[:3]), Count()).add(part)
+        of = numbers[of_row]
+        kept = of >= 0
         ids = batch.column("id")
         if not kept.all():
             if any(self._held[name[0], name[-1]] < PLACES_HELD for name in names if name[-1]):
                 self._hold(batch.select(_PLACE.names).filter(pa.array(~kept)))
-            tokens, row_groups, ids = tokens[kept], row_groups[kept], ids.filter(pa.array(kept))
-        self._keep(ids, tokens, row_groups)
+            tokens, of, ids = tokens[kept], of[kept], ids.filter(pa.array(kept))
+        self._keep(ids, tokens, of)
 
-    def _keep(self, ids: pa.Array, tokens: Integers, groups: npt.NDArray[np.int32]) -> None:
+    def _keep(self, ids: pa.Array, tokens: Integers, of: npt.NDArray[np.int32]) -> None:
         digests = b"".join([hashlib.blake2b(i, digest_size=16).digest() for i in ids.cast(pa.binary()).to_pylist()])
         limbs = np.frombuffer(digests, ">u4").reshape(-1, 4).sum(axis=0, dtype=np.uint64).tolist()
         self._sum += sum(limb << shift for limb, shift in zip(limbs, (96, 64, 32, 0), strict=True))
         self._lengths.frombytes(tokens.astype(np.int32).tobytes())
-        self._row_groups.frombytes(groups.tobytes())
+        self._of.frombytes(of.tobytes())
         self._keys.frombytes(np.frombuffer(digests, ">u8")[::2].astype(np.uint64).tobytes())
 
     def _hold(self, places: pa.RecordBatch) -> None:
@@ -313,8 +323,14 @@ class Survey:
         if taken:
             self._places.append(places.take(pa.array(np.sort(np.concatenate(taken)))))
 
-    def _group(self, group: Group) -> int:
-        return self._groups.setdefault(group, len(self._groups))
+    def _number(self, origin: Origin) -> int:
+        return self._origins.setdefault(origin, len(self._origins))
+
+    def _by(self, name: Callable[[Cell], Name]) -> dict[Name, Count]:
+        counts: dict[Name, Count] = {}
+        for cell, count in self.cells.items():
+            counts.setdefault(name(cell), Count()).add(count)
+        return counts
 
 
 def survey(tables: Iterable[pa.Table], quarantine: Callable[[bytes], object] | None = None) -> Survey:
@@ -361,12 +377,12 @@ def _distinct(batch: pa.RecordBatch, columns: Sequence[str]) -> tuple[list[tuple
             code = code * len(values[-1]) + encoded.indices.to_numpy()
     found, of_row = np.unique(code, return_inverse=True) if code.any() else (code[:1], code)
     names = []
-    for number in found.tolist():
-        name: list[str] = []
-        for column in reversed(values):
-            number, index = divmod(number, len(column))
-            name.append(column[index])
-        names.append(tuple(reversed(name)))
+    for rest in found.tolist():
+        parts: list[str] = []
+        for choices in reversed(values):
+            rest, index = divmod(rest, len(choices))
+            parts.append(choices[index])
+        names.append(tuple(reversed(parts)))
     return names, of_row
 
 

@@ -64,13 +64,13 @@ def test_counts() -> None:
         "p90": 20,
         "p99": 20,
         "longest": 20,
-        "histogram": {"8": 3, "24": 1},
+        "histogram": {"8": 3, "20": 1},
     }
     other = {"p50": 3, "p90": 3, "p99": 3, "longest": 3, "histogram": {"8": 1}}
     counts = {"rows": 1, "kept": 1, "dropped": {}, "flags": {"truncated": 1}, "tokens": 3, "trained_tokens": 2}
     told = counted.to_dict()
     assert told["sources"] == {"s": source, "t": {**counts, **other}}
-    assert (told["rows"], told["kept"], told["tokens"], told["histogram"]) == (6, 5, 32, {"8": 4, "24": 1})
+    assert (told["rows"], told["kept"], told["tokens"], told["histogram"]) == (6, 5, 32, {"8": 4, "20": 1})
     assert told["flags"] == {"truncated": 2, "reasoning": 1}
     assert json.loads(json.dumps(told)) == told
 
@@ -88,11 +88,11 @@ def test_tasks_are_counted_by_cluster() -> None:
     }
 
 
-def test_kept_rows_stay_in_order_with_length_key_and_group() -> None:
+def test_kept_rows_stay_in_order_with_length_key_and_origin() -> None:
     given = [row(0, file="b"), row(1, "too_long"), row(2, input_ids=[4] * 5, labels=[-100] * 4 + [4]), row(3, file="b")]
     kept = survey([table(given[:3]), table(given[3:])]).kept_rows
     assert kept.lengths.tolist() == [3, 5, 3]
-    assert [kept.names[group].file for group in kept.groups] == ["b", "a.jsonl", "b"]
+    assert [kept.origins[origin].file for origin in kept.of] == ["b", "a.jsonl", "b"]
     keys = [int.from_bytes(hashlib.blake2b(given[i]["id"].encode(), digest_size=16).digest()[:8]) for i in (0, 2, 3)]
     assert kept.keys.tolist() == keys
 
@@ -169,8 +169,8 @@ def _check_by_hand(counted: Survey, rows: Sequence[Row]) -> None:
     )
     held = counted.kept_rows
     assert held.lengths.tolist() == [len(one["input_ids"]) for one in kept]
-    assert [held.names[group] for group in held.groups] == [
-        (one["source"], one["file"], one["task"], one["cluster"]) for one in kept
+    assert [held.origins[origin] for origin in held.of] == [
+        (one["source"], one["task"], one["cluster"], one["file"]) for one in kept
     ]
     assert [one["id"] for one in counted.refused] == [one["id"] for one in rows if one["reason"]]
 
