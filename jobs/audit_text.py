@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -147,6 +148,7 @@ def _print_example(console: Console, example: ShownExample) -> None:
     if example.omitted:
         text.append(f"\n[{example.omitted:,} tokens left out]\n", style="italic")
         text += coloured(example.tail, marked=marked)
+    text.rstrip()
     console.print(Text(f"\n{title}", style="bold"))
     console.print(text)
 
@@ -154,17 +156,17 @@ def _print_example(console: Console, example: ShownExample) -> None:
 def coloured(pieces: Iterable[Piece], *, marked: bool) -> Text:
     """Trained text in colour, and between ⟦ and ⟧ where there are no colours."""
     text = Text()
-    inside = False
-    for piece in pieces:
-        trained = piece.weight == 1
-        if marked and trained != inside:
-            text.append("⟦" if trained else "⟧")
-        inside = trained
-        style = "bold green" if trained else ("yellow" if piece.weight else "dim")
-        text.append(visible(piece.text), style=f"{style} reverse" if piece.special else style)
-    if marked and inside:
-        text.append("⟧")
+    for trained, turn in itertools.groupby(pieces, lambda piece: piece.weight == 1):
+        text.append("⟦" if marked and trained else "")
+        for style, alike in itertools.groupby(turn, _style):
+            text.append(visible("".join(piece.text for piece in alike)), style=style)
+        text.append("⟧" if marked and trained else "")
     return text
+
+
+def _style(piece: Piece) -> str:
+    style = "bold green" if piece.weight == 1 else "yellow" if piece.weight else "dim"
+    return f"{style} reverse" if piece.special else style
 
 
 def _table(title: str, left: Iterable[str], right: Iterable[str]) -> Table:
