@@ -2,92 +2,159 @@
 
 from __future__ import annotations
 
-import itertools
+import argparse
+import contextlib
+import dataclasses
 import json
+import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from jobs import cli
+from jobs.audit import Audit, mixture, packing, packing_by_source, proofs
+from jobs.audit_examples import MOST_SHOWN, ExamplePicker, dump, shown
+from jobs.audit_page import page
+from jobs.audit_text import print_audit
+from sft import storage
 from sft.base import BaseTokenizer, load_tokenizer, locate
 from sft.config import TrainConfig
-from sft.data import plan_data, stream_here
-from sft.errors import DataError
-from sft.mask import UNTRAINED, Example
-from sft.rows import examples
-from sft.survey import Survey
+from sft.data import DataPlan, plan_data, stream_here
+from sft.errors import DataError, StorageError
+from sft.survey import Survey, quarantine_lines
 
-DESCRIPTION = """Show what a training config would train on: rows by source, refused rows by reason, tokens, and
-examples with the trained text in colour. Reads a training config; starts no Ray.
+DESCRIPTION = """Show what a training config would train on: rows by source, dropped rows by reason, tokens, lengths,
+packing, the mixture, and examples with the trained text in colour. Reads a training config; starts no Ray.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints the survey; exit code 1 where the training run would refuse the data."""
-    made = cli.parser("inspect_data", DESCRIPTION)
-    made.add_argument("--show", metavar="N", type=int, default=2, help="examples to show (default: 2)")
-    made.add_argument("--json", action="store_true", help="print the numbers as JSON and nothing else")
-    made.add_argument("--strict", action="store_true", help="fail when any row was refused")
+    """Prints the audit; exit code 1 where the training run would refuse the data."""
+    made = _parser()
     arguments, config = cli.configure(made, TrainConfig, argv)
+    if arguments.json and arguments.dump and not arguments.out:
+        made.error("--json and --dump would both write to stdout: name a file for the dump with --out FILE")
     base = locate(config.model.base)
     tokenizer = load_tokenizer(base.absolute())
     plan = plan_data(config.data, base)
     counted = Survey()
-    shown: list[Example] = []
-    for table in _counted(stream_here(plan), counted):
-        if len(shown) < arguments.show:
-            shown += examples(table)[: arguments.show - len(shown)]
+    picker = ExamplePicker(arguments.show)
+    with contextlib.ExitStack() as stack:
+        quarantine = stack.enter_context(_open(arguments.quarantine)) if arguments.quarantine else None
+        dumped = stack.enter_context(_open(arguments.out)) if arguments.out else sys.stdout.buffer
+        left = arguments.dump
+        for table in _watched(_tables(plan, arguments.limit), counted):
+            picker.add(table)
+            if left:
+                left -= _dump(table, left, tokenizer, dumped)
+            if quarantine:
+                quarantine.write(quarantine_lines(table))
+    audit = _audit(config, tokenizer, plan, counted, picker, arguments.limit)
+    if arguments.html:
+        storage.write(str(arguments.html), page(audit).encode())
     if arguments.json:
-        print(json.dumps(counted.to_dict(), indent=1))
-    else:
-        _print(Console(soft_wrap=True), counted, shown, tokenizer)
+        print(json.dumps(audit.to_dict(), indent=1))
+    elif arguments.out or not arguments.dump:
+        print_audit(Console(soft_wrap=True), audit)
     counted.check(config.data.max_bad_fraction)
-    if arguments.strict and counted.refused:
-        raise DataError(f"{len(counted.refused)} of {counted.rows} rows were refused, and --strict allows none")
+    faults = counted.total.faults.total()
+    if arguments.strict and faults:
+        raise DataError(f"{faults} of {counted.rows} rows cannot be used, and --strict allows none")
     return 0
 
 
-def coloured(example: Example, tokenizer: BaseTokenizer) -> Text:
-    """An example's text with its trained tokens in colour."""
-    text = Text()
-    trained = example.labels != UNTRAINED
-    edges = [0, *(i for i in range(1, len(trained)) if trained[i] != trained[i - 1]), len(trained)]
-    for begin, end in itertools.pairwise(edges):
-        piece = tokenizer.tokenizer.decode(example.input_ids[begin:end].tolist())
-        text.append(str(piece), style="bold green" if trained[begin] else "dim")
-    return text
+def _parser() -> argparse.ArgumentParser:
+    made = cli.parser("inspect_data", DESCRIPTION)
+    most = f"examples to show of each source, {MOST_SHOWN} at most in all (default: 2)"
+    made.add_argument("--show", metavar="N", type=_number, default=2, help=most)
+    made.add_argument("--limit", metavar="N", type=_number, help="look at the first N rows of each source alone")
+    made.add_argument("--html", metavar="FILE", type=Path, help="write the same as a page that a browser opens")
+    made.add_argument("--json", action="store_true", help="print the numbers as JSON and nothing else")
+    made.add_argument("--quarantine", metavar="FILE", type=Path, help="write each dropped row's place and reason")
+    made.add_argument("--dump", metavar="N", type=_number, default=0, help="write the first N examples as JSON lines")
+    made.add_argument("--out", metavar="FILE", type=Path, help="file for --dump; stdout, and nothing else, by default")
+    made.add_argument("--strict", action="store_true", help="fail when any row cannot be used")
+    return made
 
 
-def _counted(tables: Iterable[pa.Table], counted: Survey) -> Iterator[pa.Table]:
-    for table in tables:
-        counted.add(table)
-        yield table
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
+    return int(text)
 
 
-def _print(console: Console, counted: Survey, shown: Sequence[Example], tokenizer: BaseTokenizer) -> None:
-    table = Table(title="Data by source")
-    for column in ("source", "rows", "kept", "refused", "tokens", "trained", "longest"):
-        table.add_column(column, justify="left" if column == "source" else "right")
-    for name, count in counted.sources.items():
-        share = f"{count.trained_tokens / count.tokens:.0%}" if count.tokens else "-"
-        numbers = (count.rows, count.kept, count.rows - count.kept, count.tokens)
-        table.add_row(name, *(f"{n:,}" for n in numbers), f"{count.trained_tokens:,} ({share})", f"{count.longest:,}")
-    console.print(table)
-    if counted.refused:
-        console.print("[bold]Refused rows[/bold] (place, reason, field: message)")
-        for row in counted.refused[:20]:
-            where = f"{Path(row['source']).name}/{row['file']}:{row['position']}"
-            console.print(f"  {where}  {row['reason']}  {row['field'] or 'row'}: {row['message']}", markup=False)
-        if len(counted.refused) > 20:
-            console.print(f"  and {len(counted.refused) - 20:,} more")
-    for example in shown:
-        console.rule(f"{example.id}   {len(example.input_ids)} tokens, [bold green]{example.trained_tokens} trained")
-        console.print(coloured(example, tokenizer))
-    console.print(f"data fingerprint {counted.fingerprint}", style="dim")
+def _tables(plan: DataPlan, limit: int | None) -> Iterator[pa.Table]:
+    if limit is None:
+        yield from stream_here(plan)
+        return
+    for source in plan.sources:
+        left = limit
+        for table in stream_here(dataclasses.replace(plan, files=tuple(f for f in plan.files if f.source == source))):
+            yield table.slice(0, left)
+            left -= table.num_rows
+            if left <= 0:
+                break
+
+
+def _watched(tables: Iterable[pa.Table], counted: Survey) -> Iterator[pa.Table]:
+    """Counts tables as they pass by, and says on a terminal's stderr how far it is."""
+    begin = time.perf_counter()
+    rows = 0
+    with Console(stderr=True).status("reading") as status:
+        for table in tables:
+            counted.add(table)
+            rows += table.num_rows
+            status.update(f"{rows:,} rows read, {rows / (time.perf_counter() - begin):,.0f} a second")
+            yield table
+
+
+def _dump(table: pa.Table, most: int, base: BaseTokenizer, out: IO[bytes]) -> int:
+    rows = table.filter(pc.equal(table.column("reason"), "")).slice(0, most).to_pylist()
+    for row in rows:
+        out.write(json.dumps(dump(row, base), ensure_ascii=False).encode() + b"\n")
+    out.flush()
+    return len(rows)
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("wb")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error})") from None
+
+
+def _audit(
+    config: TrainConfig,
+    base: BaseTokenizer,
+    plan: DataPlan,
+    counted: Survey,
+    picker: ExamplePicker,
+    limit: int | None,
+) -> Audit:
+    data = config.data
+    sources = counted.sources
+    return Audit(
+        name=config.name,
+        base_model=config.model.id,
+        template=base.template.fingerprint,
+        proofs=proofs(base),
+        max_length=data.max_length,
+        max_bad_fraction=data.max_bad_fraction,
+        shuffle_window=data.shuffle_window,
+        limit=limit,
+        without_rows=tuple(name for name in plan.sources if name not in sources),
+        survey=counted,
+        packing=packing(counted.kept_rows.lengths, data.shuffle_window, data.max_length),
+        packing_by_source=packing_by_source(counted, data.shuffle_window, data.max_length),
+        mixture=mixture(counted),
+        examples=tuple(shown(row, base) for row in picker.rows),
+    )
 
 
 if __name__ == "__main__":
