@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +23,7 @@ from jobs.audit_examples import MOST_SHOWN, ExamplePicker, dump, shown
 from jobs.audit_page import page
 from jobs.audit_text import print_audit
 from sft import storage
-from sft.base import BaseTokenizer, load_tokenizer, locate
+from sft.base import BaseTokenizer, locate, read_template
 from sft.config import TrainConfig
 from sft.data import DataPlan, plan_data, stream_here
 from sft.errors import DataError, StorageError
@@ -40,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json and arguments.dump and not arguments.out:
         made.error("--json and --dump would both write to stdout: name a file for the dump with --out FILE")
     base = locate(config.model.base)
-    tokenizer = load_tokenizer(base.absolute())
-    plan = plan_data(config.data, base)
+    plan = plan_data(config.data, base, read_template(config.model.chat_template))
+    tokenizer = plan.tokenizer()
     counted = Survey()
     picker = ExamplePicker(arguments.show)
     with contextlib.ExitStack() as stack:
@@ -90,7 +91,7 @@ def _number(text: str) -> int:
 
 def _tables(plan: DataPlan, limit: int | None) -> Iterator[pa.Table]:
     if limit is None:
-        yield from stream_here(plan)
+        yield from stream_here(plan, len(os.sched_getaffinity(0)))
         return
     for source in plan.sources:
         left = limit

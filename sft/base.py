@@ -74,6 +74,23 @@ def locate(base: str) -> Path:
         raise ModelError(f"base model {base}: no such folder, and not to be had from the hub ({reason})") from None
 
 
+def read_template(path: str | None) -> str | None:
+    """Reads a chat template's file; None where none is named.
+
+    Raises:
+        TemplateError: there is no such file, or no text in it.
+    """
+    if path is None:
+        return None
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"model.chat_template {path}: cannot be read ({error})") from None
+    if not text.strip():
+        raise TemplateError(f"model.chat_template {path}: the file is empty; it must hold a Jinja chat template")
+    return text
+
+
 @functools.lru_cache(maxsize=4)
 def load_tokenizer(
     folder: Path, template: str | None = None, *, history: History = "refuse", quick: bool = True

@@ -34,6 +34,9 @@ class ModelSection(Section):
     base_id: str | None = Field(
         None, description="The base model's id for users and bundles; by default the last part of `base`."
     )
+    chat_template: str | None = Field(
+        None, description="A file with the Jinja chat template to use in place of the tokenizer's own."
+    )
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto", description="Type of the frozen base; auto is bfloat16 where the hardware multiplies it, else float32."
     )
@@ -145,6 +148,9 @@ class DataSection(Section):
     mixture: MixtureSection = Field(default_factory=MixtureSection)
     hold_out: HoldOutSection = Field(default_factory=HoldOutSection)
     hygiene: HygieneSection = Field(default_factory=HygieneSection)
+    tokenizer: Literal["auto", "transformers"] = Field(
+        "auto", description="auto uses a faster tokenizer where it proves to give the same ids."
+    )
     shuffle_window: int = Field(10_000, gt=0, description="Rows that are shuffled together; bounds memory.")
 
     @model_validator(mode="after")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import multiprocessing
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from sft.base import load_tokenizer
+from sft.base import BaseTokenizer, load_tokenizer
 from sft.config import DataSection
 from sft.files import RowFile, list_files, read
 from sft.formats import RowSpec
@@ -35,15 +37,28 @@ class DataPlan:
     files: tuple[RowFile, ...]
     sources: Mapping[str, SourcePlan]
     base: Path
+    template: str | None
+    quick: bool
     rules: Rules
 
+    def tokenizer(self) -> BaseTokenizer:
+        """The tokenizer and template that the rows are masked with, proven; loaded once a process."""
+        return load_tokenizer(self.base, self.template, history=self.rules.history, quick=self.quick)
 
-def plan_data(data: DataSection, base: Path) -> DataPlan:
+    @property
+    def fingerprint(self) -> str:
+        """What tells the files from others without reading them: their names and sizes."""
+        named = sorted((file.source, file.name, file.size) for file in self.files)
+        return hashlib.sha256(json.dumps(named).encode()).hexdigest()[:32]
+
+
+def plan_data(data: DataSection, base: Path, template: str | None = None) -> DataPlan:
     """Lists the files of all sources.
 
     Args:
         data: what to train on.
-        base: folder of the base model, whose tokenizer and template are used.
+        base: folder of the base model, whose tokenizer is used.
+        template: text of a chat template to use in place of the tokenizer's own.
 
     Raises:
         StorageError: a source is not there.
@@ -65,7 +80,7 @@ def plan_data(data: DataSection, base: Path) -> DataPlan:
         reasoning=data.mask.reasoning,
         prompt_weight=data.mask.prompt_weight,
     )
-    return DataPlan(tuple(files), sources, base.absolute(), rules)
+    return DataPlan(tuple(files), sources, base.absolute(), template, data.tokenizer == "auto", rules)
 
 
 def stream_here(plan: DataPlan, processes: int = 1) -> Iterator[pa.Table]:
@@ -79,7 +94,7 @@ def stream_here(plan: DataPlan, processes: int = 1) -> Iterator[pa.Table]:
     if processes == 1:
         yield from (_prepare(table, plan) for table in raw)
         return
-    load_tokenizer(plan.base)  # loaded once here, and shared by the processes that are forked
+    _ = plan.tokenizer().encoder  # loaded once here, and shared by the processes that are forked
     with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
         waiting: deque[Future[pa.Table]] = deque()
         for table in raw:
@@ -122,4 +137,4 @@ def _read_files(batch: pa.Table) -> Iterator[pa.Table]:
 
 
 def _prepare(table: pa.Table, plan: DataPlan) -> pa.Table:
-    return prepare(table, load_tokenizer(plan.base), plan.sources, plan.rules)
+    return prepare(table, plan.tokenizer(), plan.sources, plan.rules)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from pyarrow import ArrowException
+from pyarrow import ArrowException, NativeFile
 from pyarrow.fs import FileInfo, FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 
 from sft.errors import StorageError
@@ -72,6 +74,29 @@ def write(address: str, content: bytes) -> None:
             stream.write(content)
     except OSError as error:
         raise StorageError(f"{address}: cannot be written ({error})") from None
+
+
+@contextmanager
+def write_late(address: str) -> Iterator[Callable[[bytes], None]]:
+    """Writes a file piece by piece; it is begun with the first piece, so without one there is no file.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    with ExitStack() as stack:
+        streams: list[NativeFile] = []
+
+        def append(content: bytes) -> None:
+            try:
+                if not streams:
+                    filesystem, path = resolve(address)
+                    filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
+                    streams.append(stack.enter_context(filesystem.open_output_stream(path)))
+                streams[0].write(content)
+            except OSError as error:
+                raise StorageError(f"{address}: cannot be written ({error})") from None
+
+        yield append
 
 
 def read(address: str) -> bytes | None:

@@ -22,11 +22,11 @@ from sft.adapter import (
     verify_bundle,
     write_bundle,
 )
-from sft.base import BaseTokenizer, load_tokenizer, locate
+from sft.base import BaseTokenizer, locate, read_template
 from sft.checkpoint import Fingerprints, verify_checkpoint
 from sft.cluster import connect, shortage
 from sft.config import TrainConfig, TrainSection
-from sft.data import DataPlan, dataset, plan_data, tables
+from sft.data import DataPlan, dataset, plan_data, stream_here, tables
 from sft.errors import ConfigError, RaysftError, TrainingError
 from sft.feed import FeedPlan
 from sft.loop import StepReport
@@ -38,6 +38,9 @@ from sft.tokens import encode
 from sft.worker import WorkerJob, feed_actor, train_worker
 
 Say = Callable[[str], None]
+
+LOOKED_AT = 1000
+"""Rows that are checked before the workers of a run that does not count its data first are started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,8 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     """
     begin = time.perf_counter()
     base = locate(config.model.base)
-    tokenizer = load_tokenizer(base.absolute())
-    plan = plan_data(config.data, base)
+    plan = plan_data(config.data, base, read_template(config.model.chat_template))
+    tokenizer = plan.tokenizer()
     folder = open_run(config)
     finished = fetch_bundle(folder)
     if finished is not None:
@@ -83,10 +86,11 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     lacking = shortage(_resources(config))
     if lacking and started:
         raise ConfigError("scaling", [f"the run needs {lacking}; lower scaling.num_workers or raise ray.num_cpus"])
-    counted = _survey(plan, folder, config, say)
-    prints = Fingerprints(base_fingerprint(base), tokenizer.template.fingerprint, counted.fingerprint)
+    counted = _survey(plan, folder, config, say) if config.train.whole_epochs else _look(plan, config, say)
+    data = counted.fingerprint if config.train.whole_epochs else plan.fingerprint
+    prints = Fingerprints(base_fingerprint(base), tokenizer.template.fingerprint, data)
     reporter = Reporter(folder.metrics, say)
-    checkpoint = _fit(config, plan, tokenizer, counted, prints, folder, reporter, say)
+    checkpoint, counted = _fit(config, plan, tokenizer, counted, prints, folder, reporter, say)
     with checkpoint.as_directory() as local:
         bundle = _bundle(Path(local), config, tokenizer, prints, counted, reporter, folder)
     seconds = time.perf_counter() - begin
@@ -97,21 +101,35 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
 def _survey(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) -> Survey:
     say(f"reading {len(plan.files)} file(s), masking with the chat template of {config.model.id}")
     try:
-        counted = survey(tables(dataset(plan)))
+        with storage.write_late(folder.quarantine) as quarantine:
+            counted = survey(tables(dataset(plan)), quarantine)
     except RaysftError:
         raise
     except Exception as error:
         raise _translated(error, "the data could not be prepared") from None
     save_json(folder.survey, counted.to_dict())
-    if counted.refused:
-        storage.write(folder.quarantine, counted.quarantine())
     counted.check(config.data.max_bad_fraction)
-    bad = counted.rows - counted.kept
-    say(
-        f"{counted.kept:,} examples, {counted.tokens:,} tokens, {counted.trained_tokens:,} trained"
-        + (f"; {bad:,} of {counted.rows:,} rows quarantined in {folder.quarantine}" if bad else "")
-    )
+    say(_told(counted, folder))
     return counted
+
+
+def _look(plan: DataPlan, config: TrainConfig, say: Say) -> Survey:
+    """Counts the first rows alone: a run that ends by steps starts before its data was read to the end."""
+    say(f"reading {len(plan.files)} file(s) while training, masking with the chat template of {config.model.id}")
+    counted = Survey()
+    for table in stream_here(plan):
+        counted.add(table)
+        if counted.rows >= LOOKED_AT:
+            break
+    counted.check(config.data.max_bad_fraction)
+    return counted
+
+
+def _told(counted: Survey, folder: RunFolder) -> str:
+    bad = counted.rows - counted.kept
+    return f"{counted.kept:,} examples, {counted.tokens:,} tokens, {counted.trained_tokens:,} trained" + (
+        f"; {bad:,} of {counted.rows:,} rows quarantined in {folder.quarantine}" if bad else ""
+    )
 
 
 def _fit(
@@ -123,8 +141,8 @@ def _fit(
     folder: RunFolder,
     reporter: Reporter,
     say: Say,
-) -> Any:
-    """Runs the worker group; returns Ray Train's last checkpoint."""
+) -> tuple[Any, Survey]:
+    """Runs the worker group; returns Ray Train's last checkpoint, and what the data held as far as it was read."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -133,7 +151,9 @@ def _fit(
     scaling = config.scaling
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scaling.resource_timeout_s)
     reports = Queue(actor_options={"num_cpus": 0})
-    feed = feed_actor(plan, _feed_plan(config, tokenizer, counted.kept))
+    counting = config.train.whole_epochs is None
+    limit = config.data.max_bad_fraction if counting else None
+    feed = feed_actor(plan, _feed_plan(config, tokenizer, None if counting else counted.kept), limit)
     job = WorkerJob(
         model=_model_plan(config, plan.base),
         config=config.model_dump(mode="json"),
@@ -173,6 +193,12 @@ def _fit(
     listener = _Listener(reports, reporter)
     try:
         result = trainer.fit()
+        if counting:
+            counted = ray.get(feed.survey.remote())
+            save_json(folder.survey, counted.to_dict())
+            if counted.refused:
+                storage.write(folder.quarantine, counted.quarantine())
+            say(_told(counted, folder))
     except (SystemExit, KeyboardInterrupt):
         say(f"stopping; checkpoints in {folder.address} are whole, and the same command goes on from the last one")
         raise KeyboardInterrupt from None  # Ray Train turns Ctrl-C into SystemExit(0)
@@ -191,7 +217,7 @@ def _fit(
         reporter.close()
     if result.checkpoint is None:
         raise TrainingError(f"run {config.name} ended without a checkpoint; nothing was published")
-    return result.checkpoint
+    return result.checkpoint, counted
 
 
 class _Listener:
@@ -315,7 +341,7 @@ def _length(train: TrainSection) -> str:
     return f"{epochs}, at most {steps}" if epochs and steps else epochs or steps
 
 
-def _feed_plan(config: TrainConfig, tokenizer: BaseTokenizer, examples: int) -> FeedPlan:
+def _feed_plan(config: TrainConfig, tokenizer: BaseTokenizer, examples: int | None) -> FeedPlan:
     return FeedPlan(
         seed=config.train.seed,
         shuffle_window=config.data.shuffle_window,

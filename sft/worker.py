@@ -20,12 +20,18 @@ from sft.engine import Engine, EnginePlan
 from sft.errors import CheckpointError, DataError
 from sft.feed import BatchFeed, FeedPlan, file_order
 from sft.loop import LoopPlan, StepReport, run_loop
+from sft.mask import Example
 from sft.model import LossModel, ModelPlan, build_model, peft_config
 from sft.rows import examples
 from sft.schedule import Cosine
+from sft.survey import Survey
 
 PREFETCH = 2
 """Batches that a worker asks for ahead of the one that it computes."""
+
+
+CHECKED_FROM = 1000
+"""Rows from which the share of bad ones says something of the rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,17 +49,43 @@ class WorkerJob:
     reports: Any
 
 
-def feed_actor(plan: DataPlan, feed: FeedPlan) -> Any:
-    """Starts the actor that serves global batches. It holds no position, so it may be restarted at any time."""
+def feed_actor(plan: DataPlan, feed: FeedPlan, max_bad_fraction: float | None) -> Any:
+    """Starts the actor that serves global batches. It holds no position, so it may be restarted at any time.
+
+    Args:
+        plan: what to read.
+        feed: how it becomes batches.
+        max_bad_fraction: share of bad rows at which reading fails, for data that was not counted before.
+    """
     import ray
 
-    def stream(epoch: int) -> Iterator[Any]:
-        order = file_order(len(plan.files), feed.seed, epoch)
-        for table in tables(dataset(plan, order)):
-            yield from examples(table)
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(StreamFeed)
+    return actor.remote(plan, feed, max_bad_fraction)
 
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(BatchFeed)
-    return actor.remote(stream, feed)
+
+class StreamFeed(BatchFeed):
+    """Global batches of a data set that is read as they are asked for."""
+
+    def __init__(self, plan: DataPlan, feed: FeedPlan, max_bad_fraction: float | None) -> None:
+        super().__init__(self._read, feed)
+        self._data = plan
+        self._seed = feed.seed
+        self._limit = max_bad_fraction
+        self._counted = Survey()
+
+    def survey(self) -> Survey:
+        """What the epoch held that was read last, as far as it was read."""
+        return self._counted
+
+    def _read(self, epoch: int) -> Iterator[Example]:
+        self._counted = Survey()
+        order = file_order(len(self._data.files), self._seed, epoch)
+        for table in tables(dataset(self._data, order)):
+            if self._limit is not None:
+                self._counted.add(table)
+                if self._counted.rows >= CHECKED_FROM:
+                    self._counted.check(self._limit)
+            yield from examples(table)
 
 
 def train_worker(loop_config: dict[str, Any]) -> None:
