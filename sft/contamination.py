@@ -96,11 +96,9 @@ def _hash(conversations: Sequence[Conversation], ngram: int) -> tuple[Shingles, 
 
 
 def _once_a_row(texts: Shingles) -> Hashes:
-    rows = np.repeat(np.arange(len(texts.offsets) - 1), np.diff(texts.offsets))
-    order = np.lexsort((texts.hashes, rows))
-    hashes, rows = texts.hashes[order], rows[order]
-    again = (hashes[1:] == hashes[:-1]) & (rows[1:] == rows[:-1])
-    return hashes[np.concatenate([[True], ~again])] if len(hashes) else hashes
+    rows = np.split(texts.hashes, texts.offsets[1:-1])
+    unique: Hashes = np.concatenate([np.unique(row) for row in rows])
+    return unique
 
 
 def _index(parts: Sequence[tuple[Hashes, int]], most: int | None) -> TextIndex:

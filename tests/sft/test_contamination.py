@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pickle
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft.contamination import COMMON_ROWS, index_evaluation
@@ -74,7 +74,8 @@ def test_scripts_without_spaces_are_read_by_character() -> None:
 
 def test_an_index_without_rows_finds_nothing() -> None:
     nothing = Conversation((Message("user", "?!"), Message("assistant", "...", trained=True)))
-    for files in ([], [("e", [])], [("e", [nothing])]):
+    empty: list[list[tuple[str, list[Conversation]]]] = [[], [("e", [])], [("e", [nothing])]]
+    for files in empty:
         index = index_evaluation(files, ngram=5)
         assert index.find([conversation("a b c d e f", "g"), nothing]) == [None, None]
         assert index.find([]) == []
@@ -85,6 +86,7 @@ rows = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(rows, rows)
 def test_exactly_what_shares_words_is_found(evaluation: list[tuple[str, str]], trained: list[tuple[str, str]]) -> None:
     index = pickle.loads(pickle.dumps(index_evaluation([("e", [conversation(*row) for row in evaluation])], 5)))
