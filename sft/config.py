@@ -119,19 +119,24 @@ Action = Literal["keep", "flag", "drop"]
 
 
 class HygieneSection(Section):
-    """What is looked for in the rows before they are trained; all of it is counted in the survey."""
+    """What is looked for in the rows before they are trained; all of it is counted in the survey.
+
+    `keep` looks for nothing, `flag` counts and names the rows, `drop` leaves them out as well.
+    """
 
     duplicates: Action = Field("keep", description="Rows whose normalised prompt and response came before.")
     near_duplicates: Action = Field(
-        "keep", description="Rows that nearly repeat an earlier one (MinHash over 5-grams)."
+        "keep",
+        description="Rows that nearly repeat an earlier one, as a whole and in the answer (MinHash over 5-grams).",
     )
-    near_threshold: float = Field(0.8, gt=0, lt=1, description="Jaccard similarity from which rows nearly repeat.")
-    contradictions: Action = Field("keep", description="Rows with one prompt and different responses.")
+    near_threshold: float = Field(0.8, ge=0.5, le=0.95, description="Jaccard similarity from which rows nearly repeat.")
+    contradictions: Action = Field("keep", description="Rows with one prompt and different answers, all of them.")
     contamination: Action = Field("flag", description="Rows that share text with the `evaluation` files.")
     evaluation: list[str] = Field(default_factory=list, description="Files whose text must not be trained.")
     ngram: int = Field(13, ge=5, le=50, description="Words in a row that make an overlap with an evaluation file.")
     personal_data: Literal["keep", "flag", "redact", "drop"] = Field(
-        "keep", description="E-mail and IP addresses, telephone, card and account numbers."
+        "keep",
+        description="E-mail and IP addresses, telephone, card and account numbers; redact puts [EMAIL] and the like.",
     )
 
 

@@ -32,6 +32,11 @@ class Reason(StrEnum):
     NOT_MASKABLE = "not_maskable"
     TOO_LONG = "too_long"
     NO_TRAINED_TOKEN = "no_trained_token"
+    DUPLICATE = "duplicate"
+    NEAR_DUPLICATE = "near_duplicate"
+    CONTRADICTION = "contradiction"
+    CONTAMINATED = "contaminated"
+    PERSONAL_DATA = "personal_data"
 
 
 class RowError(DataError):
