@@ -5,6 +5,7 @@ so a step runs in one plain process as well.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def run_loop(
         total = _train_step(engine, batch)
         done = StepReport(
             step=step + 1,
-            total_steps=max(round((step + 1) / after), step + 1),
+            total_steps=math.ceil((step + 1) / after - 1e-6),
             epoch=batch.after,
             loss=total / (batch.weight or 1.0),
             grad_norm=engine.grad_norm(),
