@@ -6,6 +6,7 @@ Whatever the format, a row's own `system` text opens the conversation, `tools` a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -57,9 +58,16 @@ def to_conversation(row: object, spec: RowSpec = RowSpec()) -> Conversation:
     if not isinstance(row, dict):
         raise RowError(Reason.NOT_AN_OBJECT, "", f"expected an object with named fields, got {kind(row)}")
     if not spec.columns:
-        return _convert(row, spec)
+        return _convert(row, detect(row) if spec.format == "auto" else spec.format, spec)
+    renamed = _rename(row, spec.columns)
+    name = detect(renamed) if spec.format == "auto" else spec.format
+    unread = sorted(field for field, _ in spec.columns if field in renamed and field not in known_fields(name))
+    if unread:
+        raise RowError(
+            Reason.UNKNOWN_FORMAT, unread[0], f"mapped by `columns`, but the row's format {name} has no such"
+        )
     try:
-        return _convert(_rename(row, spec.columns), spec)
+        return _convert(renamed, name, spec)
     except RowError as error:
         column = dict(spec.columns).get(error.field.partition("[")[0])
         if column is None:
@@ -79,29 +87,31 @@ def detect(row: Mapping[str, object]) -> str:
     for name, (first, second) in _LEADS:
         if first in row and second in row:
             return name
-    fields = ", ".join(sorted(field if len(field) <= 40 else f"{field[:40]}..." for field in row)[:8]) or "none"
-    known = "; ".join(f"{name}: {', '.join(fields)}" for name, fields in _FIELDS.items())
+    names = sorted(field if len(field) <= 40 else f"{field[:40]}..." for field in row)[:8]
+    fields = ", ".join(names).encode("utf-8", "backslashreplace").decode() or "none"
+    known = "; ".join(f"{name}: {', '.join(own)}" for name, own in _FIELDS.items())
     raise RowError(
         Reason.UNKNOWN_FORMAT, "", f"fields {fields} fit no known format ({known}); name the columns in `columns`"
     )
 
 
-def known_fields(name: FormatName) -> frozenset[str]:
-    """The fields that `columns` may map for a format."""
+@functools.cache
+def known_fields(name: str) -> frozenset[str]:
+    """The fields that `columns` may map for a format, or for `auto`."""
     own = (field for known, fields in _FIELDS.items() if name in ("auto", known) for field in fields)
     return frozenset({*own, *_COMMON})
 
 
 def alpaca(row: Row, roles: Collection[Role]) -> tuple[Message, ...]:
     """Converts `{instruction, input?, output}`. A non-empty input follows the instruction after a blank line."""
-    prompt = _joined(row, "instruction", "input")
-    return _exchange(prompt, "instruction", row.get("output"), "output", roles)
+    if row.get("history"):
+        raise RowError(Reason.UNSUPPORTED_CONTENT, "history", "earlier turns are read from `messages` only")
+    return _exchange(_instruction(row), "instruction", row.get("output"), "output", roles)
 
 
 def dolly(row: Row, roles: Collection[Role]) -> tuple[Message, ...]:
     """Converts `{instruction, context?, response, category?}`."""
-    prompt = _joined(row, "instruction", "context")
-    return _exchange(prompt, "instruction", row.get("response"), "response", roles)
+    return _exchange(_instruction(row), "instruction", row.get("response"), "response", roles)
 
 
 def flan(row: Row, roles: Collection[Role]) -> tuple[Message, ...]:
@@ -195,14 +205,15 @@ _TASK_FIELDS: dict[str, tuple[str, ...]] = {
 _CLUSTER_FIELDS: dict[str, tuple[str, ...]] = {**dict.fromkeys(_FIELDS, ("cluster",)), "sni": ("cluster", "Categories")}
 
 
-def _convert(row: Row, spec: RowSpec) -> Conversation:
-    name = detect(row) if spec.format == "auto" else spec.format
+def _convert(row: Row, name: str, spec: RowSpec) -> Conversation:
     messages = _CONVERTERS[name](row, spec.roles)
     system = row.get("system")
     if system is not None and system != "":
-        if messages[0].role == "system":
-            raise RowError(Reason.ROLE_ORDER, "system", "the messages have a system turn of their own")
-        messages = (Message("system", text_value(system, "system"), "system" in spec.roles), *messages)
+        first = Message("system", text_value(system, "system"), "system" in spec.roles)
+        if messages[0].role != "system":
+            messages = (first, *messages)
+        elif messages[0].content != first.content:
+            raise RowError(Reason.ROLE_ORDER, "system", "the messages have another system turn of their own")
     tools = read_tools(row["tools"]) if "tools" in row else ()
     return Conversation(messages, tools, _label(row, _TASK_FIELDS[name]), _label(row, _CLUSTER_FIELDS[name]))
 
@@ -211,24 +222,32 @@ def _exchange(
     prompt: str, prompt_field: str, response: object, response_field: str, roles: Collection[Role]
 ) -> tuple[Message, ...]:
     asked = ask(prompt, prompt_field, "user" in roles)
-    return arrange((asked, answer(text_value(response, response_field), response_field, "assistant" in roles)), "roles")
+    answered = answer(text_value(response, response_field), response_field, "assistant" in roles)
+    return arrange((asked, answered), response_field)
 
 
-def _joined(row: Row, instruction: str, context: str) -> str:
-    prompt, given = text_value(row.get(instruction), instruction), row.get(context)
+def _instruction(row: Row) -> str:
+    """The instruction, and after a blank line what it is about: Alpaca's input or Dolly's context."""
+    prompt = text_value(row.get("instruction"), "instruction")
+    given, context = row.get("input"), row.get("context")
+    field = "input"
+    if context is not None and context != "":
+        if given is not None and given != "":
+            raise RowError(Reason.WRONG_TYPE, "context", "the row has an input, too; map one of them in `columns`")
+        given, field = context, "context"
     if given is None or given == "":
         return prompt
     if not prompt or prompt.isspace():
-        raise RowError(Reason.EMPTY_PROMPT, instruction, "the instruction is empty")
-    text = text_value(given, context)
+        raise RowError(Reason.EMPTY_PROMPT, "instruction", "the instruction is empty")
+    text = text_value(given, field)
     return prompt if text.isspace() else f"{prompt}\n\n{text}"
 
 
 def _label(row: Row, fields: Sequence[str]) -> str | None:
-    """Reads the name of a row's task or cluster from the first field that holds one; of a list, the first."""
+    """Reads the name of a row's task or cluster from the first field that holds one; of categories the first."""
     for field in fields:
         value = row.get(field)
-        if isinstance(value, list):
+        if field == "Categories" and isinstance(value, list):
             value = value[0] if value else None
         if value is not None and value != "":
             return text_value(value, field)

@@ -48,6 +48,11 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "
             Conversation((Message("user", "Hi\n\nthere"), ANSWER), (), "y"),
         ),
         (
+            "dolly",
+            {"instruction": "Hi", "input": "there", "response": "Hello"},
+            Conversation((Message("user", "Hi\n\nthere"), ANSWER)),
+        ),
+        (
             "flan",
             {
                 "inputs": "Hi",
@@ -162,6 +167,17 @@ def test_a_mapped_column_is_named_in_the_error() -> None:
         to_conversation({"meta": {"answer": "x"}}, spec)
 
 
+def test_a_mapped_column_that_would_not_be_read_is_refused() -> None:
+    row = {"instruction": "Hi", "context": "there", "response": "Hello"}
+    with pytest.raises(RowError, match=r"unknown_format in targets: .* format dolly has no such"):
+        to_conversation(row, RowSpec(columns=(("targets", "context"),)))
+
+
+def test_a_system_text_may_stand_twice() -> None:
+    turns = [{"role": "system", "content": "Be brief."}, *TURNS]
+    assert to_conversation({"system": "Be brief.", "messages": turns}).messages == (SYSTEM, USER, ANSWER)
+
+
 def test_task_and_cluster_can_be_mapped() -> None:
     row = {"inputs": "Hi", "targets": "Hello", "task_name": "rte", "task_source": "NIv2"}
     made = to_conversation(row, RowSpec(columns=(("cluster", "task_source"),)))
@@ -196,6 +212,9 @@ def test_trained_roles(roles: tuple[Role, ...], trained: tuple[bool, ...]) -> No
         ({"instruction": " ", "output": "x"}, Reason.EMPTY_PROMPT, "instruction"),
         ({"instruction": "", "input": "x", "output": "x"}, Reason.EMPTY_PROMPT, "instruction"),
         ({"instruction": "x", "input": 3, "output": "x"}, Reason.WRONG_TYPE, "input"),
+        ({"instruction": "x", "input": "x", "context": "x", "output": "x"}, Reason.WRONG_TYPE, "context"),
+        ({"instruction": "x", "output": "x", "history": [["x", "x"]]}, Reason.UNSUPPORTED_CONTENT, "history"),
+        ({"instruction": "x", "output": "x", "task": ["x"]}, Reason.WRONG_TYPE, "task"),
         ({"instruction": "x", "output": "x", "system": 3}, Reason.WRONG_TYPE, "system"),
         ({"instruction": "x", "output": "x", "task": {}}, Reason.WRONG_TYPE, "task"),
         ({"instruction": "x", "output": "x", "tools": {}}, Reason.INVALID_TOOLS, "tools"),
@@ -239,7 +258,7 @@ def test_known_fields() -> None:
 # Any JSON value, with field names, roles and marks that lead deep into the converters.
 turn_fields = ["role", "content", "from", "value", "train", "weight", "tool_calls", "tool_call_id", "reasoning"]
 call_fields = ["function", "name", "arguments", "id", "type", "text"]
-names = st.sampled_from([*sorted(known_fields("auto")), *turn_fields, *call_fields])
+names = st.sampled_from(["\ud800", *sorted(known_fields("auto")), *turn_fields, *call_fields])
 speakers = st.sampled_from(["user", "assistant", "system", "tool", "human", "gpt", "function_call", "observation"])
 texts = st.sampled_from(["x", "", " ", "ä", "\ud800", "<think>x</think>y", "<think>", "{}", "[]", '{"name": "f"}'])
 words = speakers | texts
@@ -260,7 +279,8 @@ rows = st.dictionaries(names, values | words | st.lists(turns, max_size=4), max_
 def test_any_value_is_a_conversation_or_refused_with_a_reason(row: object, name: FormatName) -> None:
     try:
         made = to_conversation(row, RowSpec(name, (("task", "type"), ("cluster", "input.0"))))
-    except RowError:
+    except RowError as error:
+        str(error).encode()
         return
     assert made.messages[-1].trained
     json.dumps([turn.to_dict() for turn in made.messages] + list(made.tools), ensure_ascii=False).encode()
