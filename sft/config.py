@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from sft.adapter import NAME_PATTERN
 from sft.errors import ConfigError
-from sft.formats import FormatName
+from sft.formats import FormatName, known_fields
 from sft.messages import Role
 
 
@@ -64,17 +64,32 @@ class LoraSection(Section):
 class SourceSection(Section):
     """One source of rows."""
 
-    path: str = Field(description="A file, a folder or a glob of .jsonl or .parquet; local, s3:// or gs://.")
+    path: str = Field(
+        description="A file, a folder or a glob of .jsonl, .json, .csv, .tsv or .parquet, compressed or not; local, "
+        "s3://, gs:// or hf://datasets/OWNER/NAME[@REVISION][/PATH]."
+    )
     format: FormatName = Field("auto", description="Row format; auto looks at each row's fields.")
     name: str | None = Field(None, description="Name in reports; by default the file or folder name.")
     columns: dict[str, str] = Field(
         default_factory=dict,
-        description="Columns that are called otherwise: the format's field to the column, dotted for nested ones.",
+        description="Columns that are called otherwise: the format's field to the column, dotted for nested ones "
+        "(`answers.text.0`).",
     )
     task: str | None = Field(None, description="Task of all rows that name none themselves.")
     cluster: str | None = Field(None, description="Cluster of tasks, such as FLAN's, of all rows that name none.")
     weight: float | None = Field(None, gt=0, description="Share in an explicit mixture.")
     cap: int | None = Field(None, gt=0, description="Most rows of this source in one epoch.")
+
+    @model_validator(mode="after")
+    def _columns_are_fields(self) -> Self:
+        known = known_fields(self.format)
+        unknown = sorted(set(self.columns) - known)
+        if unknown:
+            format_name = "any format" if self.format == "auto" else f"format {self.format}"
+            raise ValueError(
+                f"columns: {', '.join(unknown)} is no field of {format_name}; allowed: {', '.join(sorted(known))}"
+            )
+        return self
 
     @property
     def label(self) -> str:

@@ -27,6 +27,12 @@ class Reason(StrEnum):
     UNKNOWN_ROLE = "unknown_role"
     ROLE_ORDER = "role_order"
     NO_RESPONSE = "no_response"
+    NOTHING_TRAINED = "nothing_trained"
+    UNSUPPORTED_CONTENT = "unsupported_content"
+    UNCLOSED_REASONING = "unclosed_reasoning"
+    INVALID_TOOLS = "invalid_tools"
+    BAD_ARGUMENTS = "bad_arguments"
+    UNKNOWN_TOOL_CALL = "unknown_tool_call"
     SPECIAL_TOKEN = "special_token_in_response"
     TEMPLATE_ERROR = "template_error"
     NOT_MASKABLE = "not_maskable"
@@ -65,8 +71,8 @@ class ToolCall:
 class Message:
     """One turn. `trained` is true where the model shall learn to produce this turn.
 
-    Rule: only an assistant's turn has `reasoning` (what it thinks before it answers, without the template's marks) and
-    `tool_calls`; its content may be empty only where it calls tools.
+    Rule: only an assistant's turn has `reasoning` (what it thinks before it answers, without the template's marks; ""
+    where the row says that it does not think) and `tool_calls`; its content may be empty only where it calls tools.
     """
 
     role: Role
@@ -78,7 +84,7 @@ class Message:
     name: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the turn as a chat template takes it: no key whose value is empty, as templates test for presence."""
+        """Returns the turn as a chat template takes it: no key without a value, as templates test for presence."""
         turn: dict[str, Any] = {"role": self.role, "content": self.content}
         if self.reasoning is not None:
             turn["reasoning_content"] = self.reasoning

@@ -58,10 +58,14 @@ def test_all_faults_come_at_once() -> None:
         ({"deepspeed": {"offload_optimizer": True}}, "offload_optimizer needs zero_stage 1, 2 or 3"),
         ({"model": {"base": "m", "attention": "flash_attention_2"}}, "use sdpa on CPU"),
         ({"alias": "live"}, "alias needs a registry"),
-        ({"train": {"global_batch_size": 1}, "scaling": {"num_workers": 2}}, "every worker needs an example"),
+        ({"train": {"global_batch_size": 1}, "scaling": {"num_workers": 2}}, "every worker needs a row"),
         ({"train": {"learning_rate": 1e-5, "min_learning_rate": 1e-4}}, "is above learning_rate"),
         ({"data": {"sources": []}}, "name at least one source"),
         ({"data": {"sources": [{"path": "a/x.jsonl"}, {"path": "b/x.jsonl"}]}}, "two sources are called x.jsonl"),
+        (
+            {"data": {"sources": [{"path": "x.csv", "format": "alpaca", "columns": {"answer": "a", "output": "b"}}]}},
+            "columns: answer is no field of format alpaca; allowed: cluster, input, instruction, output, system, task",
+        ),
         ({"deepspeed": {"zero_stage": 4}}, "Input should be 0, 1, 2 or 3"),
     ],
 )

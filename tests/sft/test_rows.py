@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from sft.base import BaseTokenizer
-from sft.errors import DataError, StorageError
-from sft.files import RAW, list_files, read
+from sft.files import list_files, read
 from sft.formats import RowSpec
 from sft.mask import UNTRAINED
 from sft.rows import PREPARED, Rules, SourcePlan, examples, prepare
@@ -97,49 +95,6 @@ def test_jsonl_gzip_and_parquet_give_the_same_examples(tmp_path: Path, base: Bas
         assert other.select(["position", "input_ids", "labels"]).equals(
             tables[0].select(["position", "input_ids", "labels"])
         )
-
-
-def test_parquet_nulls_are_not_taken_for_fields(tmp_path: Path, base: BaseTokenizer) -> None:
-    table = pa.Table.from_pylist([{"instruction": "q", "input": None, "output": "a"}, {"messages": None, **GOOD}])
-    pq.write_table(table, tmp_path / "x.parquet")
-    assert prepared(tmp_path / "x.parquet", base).column("reason").to_pylist() == ["", ""]
-
-
-def test_folders_and_globs(tmp_path: Path, base: BaseTokenizer) -> None:
-    (tmp_path / "sub").mkdir()
-    write(tmp_path / "b.jsonl", [GOOD])
-    write(tmp_path / "sub" / "a.jsonl", [GOOD])
-    (tmp_path / "notes.txt").write_text("no rows")
-    assert [file.name for file in list_files(str(tmp_path), "s")] == ["b.jsonl", "sub/a.jsonl"]
-    assert [file.name for file in list_files(f"{tmp_path}/*/a.jsonl", "s")] == ["sub/a.jsonl"]
-    assert prepared(tmp_path, base).num_rows == 2
-
-
-def test_missing_and_unknown_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"nothing\.jsonl: there is no such file"):
-        list_files(str(tmp_path / "nothing.jsonl"), "s")
-    with pytest.raises(StorageError, match="holds no file that ends in"):
-        list_files(str(tmp_path), "s")
-    (tmp_path / "a.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match="unknown kind of file"):
-        list_files(str(tmp_path / "a.xlsx"), "s")
-    with pytest.raises(StorageError, match="ftp"):
-        list_files("ftp://host/a.jsonl", "s")
-
-
-@pytest.mark.parametrize(("name", "content"), [("a.jsonl.gz", gzip.compress(MESSY)[:-12]), ("a.parquet", b"PAR1junk")])
-def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    (file,) = list_files(str(tmp_path / name), "s")
-    with pytest.raises(DataError, match=name):
-        list(read(file))
-
-
-def test_raw_tables_are_small(tmp_path: Path) -> None:
-    (file,) = list_files(str(write(tmp_path / "a.jsonl", [GOOD] * 10)), "s")
-    tables = list(read(file, rows=4))
-    assert [table.num_rows for table in tables] == [4, 4, 2]
-    assert {table.schema for table in tables} == {RAW}
 
 
 def test_examples_are_the_kept_rows(tmp_path: Path, base: BaseTokenizer) -> None:
