@@ -278,4 +278,5 @@ def test_the_trained_text_is_the_answers_and_their_stop_tokens(family: Family) -
     (row,) = prepare_talks(base, [TWO])
     trained = [text_of(base, "gpt2", row.ids[start:end]) for start, end in row.runs]
     assert trained == [family.answer("Blue."), family.answer("Green, as in grass.")]
-    assert EXCHANGES[family.name].startswith(text_of(base, "gpt2", row.ids))
+    if not family.rstrip:  # such marks swallow the white space that follows them
+        assert EXCHANGES[family.name].startswith(text_of(base, "gpt2", row.ids))
