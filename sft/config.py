@@ -9,7 +9,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -112,19 +112,42 @@ class MaskSection(Section):
 
 
 class MixtureSection(Section):
-    """How much of each source an epoch holds; without it every row once, up to the sources' caps."""
+    """How much of each source or task an epoch holds; without it every row once, up to the sources' caps."""
 
+    over: Literal["source", "task"] = Field(
+        "source",
+        description="What has a share: each source, or each task of each source, for which the source's weight and cap "
+        "then hold.",
+    )
     mode: Literal["proportional", "temperature", "explicit"] = Field(
         "proportional",
-        description="Shares by the capped sizes n, by n ** (1 / temperature), or by the sources' weights.",
+        description="Shares by the capped sizes n, by n ** (1 / temperature), or by weights.",
     )
-    temperature: float = Field(2.0, ge=1, description="Flattens the shares; 1 is proportional.")
-    cap: int | None = Field(None, gt=0, description="Size above which a source counts no more (FLAN's K).")
+    temperature: float | None = Field(None, ge=1, description="Flattens the shares; 1 is proportional.")
+    weights: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict, description="Weights of single tasks in an explicit mixture, in place of their source's."
+    )
+    cap: int | None = Field(None, gt=0, description="Size above which a source or task counts no more (FLAN's K).")
     rows: int | None = Field(None, gt=0, description="Rows of an epoch; by default the sum of the capped sizes.")
+
+    @model_validator(mode="after")
+    def _keys_that_the_mode_reads(self) -> Self:
+        faults = []
+        if self.mode == "temperature" and self.temperature is None:
+            faults.append("mode temperature needs `temperature`; T5 found 2 to work well")
+        if self.mode != "temperature" and self.temperature is not None:
+            faults.append(f"temperature is not read in mode {self.mode}: set mode temperature, or leave it out")
+        if self.mode == "explicit" and self.cap is not None:
+            faults.append("cap is not read in mode explicit: leave it out, or limit a source by its own `cap`")
+        if self.weights and (self.mode, self.over) != ("explicit", "task"):
+            faults.append("weights of tasks are read only with mode explicit and over task")
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
 
 
 class HoldOutSection(Section):
-    """What never reaches training."""
+    """What never reaches training. Every name must occur in the data: a misspelt one would hold out nothing."""
 
     tasks: list[str] = Field(default_factory=list, description="Tasks that are not trained.")
     clusters: list[str] = Field(default_factory=list, description="Clusters that are not trained.")
@@ -181,6 +204,22 @@ class DataSection(Section):
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
             raise ValueError(f"two sources are called {', '.join(twice)}; give each its own `name`")
+        return self
+
+    @model_validator(mode="after")
+    def _weights_where_they_are_read(self) -> Self:
+        if self.mixture.mode != "explicit":
+            named = [source.label for source in self.sources if source.weight is not None]
+            if named:
+                raise ValueError(
+                    f"the weight of {', '.join(named)} is not read in mode {self.mixture.mode}: set mixture.mode "
+                    "explicit, or leave it out"
+                )
+        elif self.mixture.over == "source":
+            held = (*self.hold_out.tasks, *self.hold_out.clusters)
+            bare = [s.label for s in self.sources if s.weight is None and not {s.task, s.cluster}.intersection(held)]
+            if bare:
+                raise ValueError(f"mixture.mode explicit needs a weight for {', '.join(bare)}")
         return self
 
 

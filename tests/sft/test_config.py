@@ -24,6 +24,10 @@ def faults(changes: dict[str, Any], unknown: tuple[str, ...] = ()) -> tuple[str,
     return caught.value.faults
 
 
+def mixture(section: dict[str, Any], **source: Any) -> dict[str, Any]:
+    return {"data": {"sources": [{"path": "rows.jsonl", **source}], "mixture": section}}
+
+
 def test_least_config_and_its_defaults() -> None:
     config = read_config(TrainConfig, None, LEAST)
     assert (config.model.id, config.data.sources[0].label, config.deepspeed.zero_stage) == ("model", "rows.jsonl", 0)
@@ -67,10 +71,24 @@ def test_all_faults_come_at_once() -> None:
             "columns: answer is no field of format alpaca; allowed: cluster, input, instruction, output, system, task",
         ),
         ({"deepspeed": {"zero_stage": 4}}, "Input should be 0, 1, 2 or 3"),
+        (mixture({"mode": "temperature"}), "data.mixture: mode temperature needs `temperature`"),
+        (mixture({"temperature": 2}), "temperature is not read in mode proportional"),
+        (mixture({"temperature": 0.5}), "Input should be greater than or equal to 1"),
+        (mixture({"mode": "explicit", "cap": 5}, weight=1), "cap is not read in mode explicit"),
+        (mixture({"mode": "explicit", "weights": {"t": 1}}, weight=1), "read only with mode explicit and over task"),
+        (mixture({"mode": "explicit", "over": "task", "weights": {"t": 0}}), "Input should be greater than 0"),
+        (mixture({}, weight=1), "the weight of rows.jsonl is not read in mode proportional"),
+        (mixture({"mode": "explicit"}), "mixture.mode explicit needs a weight for rows.jsonl"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:
     assert words in "\n".join(faults(changes))
+
+
+def test_a_source_that_is_held_out_needs_no_weight() -> None:
+    sources = [{"path": "a.jsonl", "weight": 1}, {"path": "b.jsonl", "cluster": "games"}]
+    data = {"sources": sources, "mixture": {"mode": "explicit"}, "hold_out": {"clusters": ["games"]}}
+    assert read_config(TrainConfig, None, {**LEAST, "data": data}).data.mixture.mode == "explicit"
 
 
 @pytest.mark.parametrize(
