@@ -25,8 +25,9 @@ from jobs.audit_text import print_audit
 from sft import storage
 from sft.base import BaseTokenizer, locate, read_template
 from sft.config import TrainConfig
-from sft.data import DataPlan, plan_data, stream_here
+from sft.data import DataPlan, Task, here, plan_data, prepare_rows
 from sft.errors import DataError, StorageError
+from sft.selection import Selection, compare, share_out
 from sft.survey import Survey, quarantine_lines
 
 DESCRIPTION = """Show what a training config would train on: rows by source, dropped rows by reason, tokens, lengths,
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     base = locate(config.model.base)
     plan = plan_data(config.data, base, read_template(config.model.chat_template))
     tokenizer = plan.tokenizer()
+    if arguments.limit is None:
+        plan = compare(plan, _everything)
     counted = Survey()
     picker = ExamplePicker(arguments.show)
     with contextlib.ExitStack() as stack:
@@ -55,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 left -= _dump(table, left, tokenizer, dumped)
             if quarantine:
                 quarantine.write(quarantine_lines(table))
-    audit = _audit(config, tokenizer, plan, counted, picker, arguments.limit)
+    selection, fault = _selection(config, plan, counted)
+    audit = _audit(config, tokenizer, plan, counted, picker, arguments.limit, selection)
     if arguments.html:
         storage.write(str(arguments.html), page(audit).encode())
     if arguments.json:
@@ -63,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif arguments.out or not arguments.dump:
         print_audit(Console(soft_wrap=True), audit)
     counted.check(config.data.max_bad_fraction)
+    if fault is not None:
+        raise fault
     faults = counted.total.faults.total()
     if arguments.strict and faults:
         raise DataError(f"{faults} of {counted.rows} rows cannot be used, and --strict allows none")
@@ -91,15 +97,20 @@ def _number(text: str) -> int:
 
 def _tables(plan: DataPlan, limit: int | None) -> Iterator[pa.Table]:
     if limit is None:
-        yield from stream_here(plan, len(os.sched_getaffinity(0)))
+        yield from _everything(plan, prepare_rows)
         return
     for source in plan.sources:
         left = limit
-        for table in stream_here(dataclasses.replace(plan, files=tuple(f for f in plan.files if f.source == source))):
+        files = tuple(file for file in plan.files if file.source == source)
+        for table in here(dataclasses.replace(plan, files=files), prepare_rows):
             yield table.slice(0, left)
             left -= table.num_rows
             if left <= 0:
                 break
+
+
+def _everything(plan: DataPlan, task: Task) -> Iterator[pa.Table]:
+    return here(plan, task, len(os.sched_getaffinity(0)))
 
 
 def _watched(tables: Iterable[pa.Table], counted: Survey) -> Iterator[pa.Table]:
@@ -130,6 +141,14 @@ def _open(path: Path) -> IO[bytes]:
         raise StorageError(f"{path}: cannot be written ({error})") from None
 
 
+def _selection(config: TrainConfig, plan: DataPlan, counted: Survey) -> tuple[Selection | None, DataError | None]:
+    """The mixture of an epoch, or why there is none; what was counted is shown all the same."""
+    try:
+        return share_out(config.data, plan, counted), None
+    except DataError as error:
+        return None, error
+
+
 def _audit(
     config: TrainConfig,
     base: BaseTokenizer,
@@ -137,6 +156,7 @@ def _audit(
     counted: Survey,
     picker: ExamplePicker,
     limit: int | None,
+    selection: Selection | None,
 ) -> Audit:
     data = config.data
     sources = counted.sources
@@ -153,7 +173,10 @@ def _audit(
         survey=counted,
         packing=packing(counted.kept_rows.lengths, data.shuffle_window, data.max_length),
         packing_by_source=packing_by_source(counted, data.shuffle_window, data.max_length),
-        mixture=mixture(counted),
+        mixture=mixture(
+            counted,
+            [(str(share.group), share.cells, share.target) for share in selection.shares] if selection else None,
+        ),
         examples=tuple(shown(row, base) for row in picker.rows),
     )
 

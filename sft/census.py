@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sft.messages import Reason
 from sft.rowkey import Hashes, hash_ids
 
 Indices = npt.NDArray[np.int64]
@@ -40,7 +41,7 @@ class Census:
     """Adds up PREPARED tables. Holds 8 bytes a kept row: the hash of its id, from which sub-samples are drawn.
 
     Attributes:
-        counts: kept rows by cell; 0 where rows were read but none was kept.
+        counts: kept rows by cell, held-out ones among them; 0 where rows were read but none was kept.
         files: by (source, file).
     """
 
@@ -57,7 +58,7 @@ class Census:
         if not table.num_rows:
             return
         keys, which = distinct(table, "source", "task", "cluster", "file")
-        kept = np.asarray(pc.equal(table.column("reason"), ""))
+        kept = np.asarray(pc.is_in(table.column("reason"), pa.array(["", Reason.HELD_OUT])))
         kept_rows = np.bincount(which[kept], minlength=len(keys)).tolist()
         last = np.zeros(len(keys), np.int64)
         np.maximum.at(last, which, np.asarray(table.column("position")))

@@ -53,11 +53,6 @@ def windows(examples: Iterable[Example], seed: int, epoch: int, window: int) -> 
         yield [held[i] for i in order]
 
 
-def file_order(count: int, seed: int, epoch: int) -> list[int]:
-    """The order in which an epoch reads its files."""
-    return [int(i) for i in np.random.default_rng([seed, epoch]).permutation(count)]
-
-
 class BatchFeed:
     """Serves workers' shares of global batches.
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sft.config import Action, HygieneSection
 from sft.contamination import Contamination, index_evaluation
-from sft.duplicates import REASONS, Finding, Findings, row_key
+from sft.duplicates import REASONS, Findings, row_key
 from sft.messages import Conversation, Reason, RowError
 from sft.personal import PersonalAction, screen_personal
 
@@ -42,13 +42,18 @@ class HygieneRules:
         """Whether rows are compared with each other at all."""
         return any(action != "keep" for action in self.actions.values())
 
-    def dropped(self, finding: Finding) -> Reason | None:
-        """The reason for which a row is left out, or None where it stays."""
-        return next((reason for reason in finding.reasons if self.actions[reason] == "drop"), None)
+    @property
+    def screens(self) -> bool:
+        """Whether rows are checked one by one at all."""
+        return self.evaluation is not None or self.personal_data != "keep"
 
-    def flags(self, finding: Finding) -> tuple[str, ...]:
+    def dropped(self, reasons: Sequence[Reason]) -> Reason | None:
+        """The reason for which a row is left out, or None where it stays."""
+        return next((reason for reason in reasons if self.actions[reason] == "drop"), None)
+
+    def flags(self, reasons: Sequence[Reason]) -> tuple[str, ...]:
         """What is noted of a row that stays."""
-        return tuple(str(reason) for reason in finding.reasons if self.actions[reason] == "flag")
+        return tuple(str(reason) for reason in reasons if self.actions[reason] == "flag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,16 +103,27 @@ def _screen(conversation: Conversation, file: str | None, rules: HygieneRules) -
     return Screened(conversation, (*noted, *(f"{Reason.PERSONAL_DATA}:{kind}" for kind in kinds)))
 
 
-def left_out(findings: Findings, rules: HygieneRules) -> NDArray[np.uint64]:
-    """Returns the keys of the rows that are not trained, sorted: 8 bytes each, to be handed to every worker."""
-    drops = sum(1 << i for i, reason in enumerate(REASONS) if rules.actions[reason] == "drop")
-    return np.sort(findings.keys[(findings.bits & drops) > 0])
+@dataclass(frozen=True, slots=True, eq=False)
+class Found:
+    """What a comparison of all rows found, by row: 9 bytes each, to be handed to every worker.
 
+    Rule: `keys` are sorted; `bits[i]` are the reasons of the row with `keys[i]`.
+    """
 
-def is_left_out(ids: Sequence[str], keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
-    """Tells for each row by its id whether it is among the sorted keys."""
-    if not len(keys):
-        return np.zeros(len(ids), bool)
-    wanted = np.array([row_key(row_id) for row_id in ids], np.uint64)
-    found: NDArray[np.bool_] = keys[np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)] == wanted
-    return found
+    keys: NDArray[np.uint64]
+    bits: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, findings: Findings) -> Found:
+        """Sorts findings by row."""
+        order = np.argsort(findings.keys)
+        return cls(findings.keys[order], findings.bits[order])
+
+    def look_up(self, ids: Sequence[str]) -> list[tuple[Reason, ...]]:
+        """What was found of each of these rows."""
+        if not len(self.keys):
+            return [()] * len(ids)
+        wanted = np.array([row_key(row_id) for row_id in ids], np.uint64)
+        places = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
+        bits = np.where(self.keys[places] == wanted, self.bits[places], 0).tolist()
+        return [tuple(reason for i, reason in enumerate(REASONS) if bit >> i & 1) if bit else () for bit in bits]

@@ -43,6 +43,7 @@ class Reason(StrEnum):
     CONTRADICTION = "contradiction"
     CONTAMINATED = "contaminated"
     PERSONAL_DATA = "personal_data"
+    HELD_OUT = "held_out"
 
 
 class RowError(DataError):

@@ -145,14 +145,16 @@ class EpochPlan:
     rows: int
     draws: Mapping[Cell, Draw]
 
-    def repeats(self, table: pa.Table, part: int = 0, parts: int = 1) -> npt.NDArray[np.int64]:
+    def repeats(
+        self, table: pa.Table, part: int | npt.NDArray[np.int64] = 0, parts: int | npt.NDArray[np.int64] = 1
+    ) -> npt.NDArray[np.int64]:
         """How often each row of a table is trained. Rows that are held out, or of a cell never counted, are not.
 
         Args:
             table: any rows, with the PREPARED columns id, source, task and cluster. Whether a row was kept is not
                 looked at.
-            part: which of the passes over the row's file this is.
-            parts: how many passes there are; a row's repeats are spread evenly over them.
+            part: which of the passes over the row's file this is; one for all rows, or shape (rows,).
+            parts: how many passes there are, likewise; a row's repeats are spread evenly over them.
 
         Returns:
             Shape (rows,).
@@ -165,11 +167,10 @@ class EpochPlan:
         )
         copies = np.array([draw.copies for draw in draws], np.int64)[which]
         counts = copies + (row_keys(hashes, salts) < bounds)
-        if parts == 1:
-            return counts
         # A row's copies begin at a pass of its own, or the first pass would hold every row that is trained once.
-        start = (row_keys(hashes, ~salts) % np.uint64(parts)).astype(np.int64)
-        return ((part + 1) * counts + start) // parts - (part * counts + start) // parts
+        start = (row_keys(hashes, ~salts) % np.asarray(parts).astype(np.uint64)).astype(np.int64)
+        drawn: npt.NDArray[np.int64] = ((part + 1) * counts + start) // parts - (part * counts + start) // parts
+        return drawn
 
 
 def plan_epoch(census: Census, of: Iterable[Share], seed: int, epoch: int) -> EpochPlan:

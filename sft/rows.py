@@ -16,9 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from sft.base import BaseTokenizer
+from sft.census import Cell
+from sft.duplicates import fingerprints
+from sft.files import RAW
 from sft.formats import RowSpec, to_conversation
-from sft.mask import Example, Masked, mask
-from sft.messages import Reason, RowError
+from sft.holdout import HoldOut
+from sft.hygiene import Found, HygieneRules, screen
+from sft.mask import Example, Flags, Masked, mask
+from sft.messages import Conversation, Reason, RowError
 from sft.spans import Rendered
 
 PREPARED = pa.schema(
@@ -62,30 +67,51 @@ class Rules:
     prompt_weight: float = 0.0
 
 
-def prepare(table: pa.Table, base: BaseTokenizer, sources: Mapping[str, SourcePlan], rules: Rules) -> pa.Table:
-    """Converts, renders, masks and tokenises a RAW table into a PREPARED one.
+def prepare(
+    table: pa.Table,
+    base: BaseTokenizer,
+    sources: Mapping[str, SourcePlan],
+    rules: Rules,
+    hold_out: HoldOut | None = None,
+    hygiene: HygieneRules | None = None,
+    found: Found | None = None,
+) -> pa.Table:
+    """Makes a PREPARED table of a RAW one: converts, leaves out, renders, masks and tokenises.
 
     Every row gives one row, in order; a conversation that is split gives one for each trained turn.
+
+    Args:
+        table: RAW rows; further columns are handed on.
+        base: tokenizer and template.
+        sources: how the rows of each source are read.
+        rules: how conversations become examples.
+        hold_out: what is not trained.
+        hygiene: what is looked for in single rows.
+        found: what a comparison of all rows found.
     """
-    source, file, position, raw = (table.column(name).to_pylist() for name in ("source", "file", "position", "raw"))
+    rows = _convert(table, sources)
+    if hold_out is not None:
+        rows = [_held_out(row, hold_out) for row in rows]
+    if found is not None and hygiene is not None:
+        reasons = found.look_up([row.id for row in rows])
+        rows = [_compared(row, why, hygiene) for row, why in zip(rows, reasons, strict=True)]
+    if hygiene is not None and hygiene.screens:
+        rows = _screened(rows, hygiene)
     fates: list[_Fate] = []
-    for number, content in enumerate(raw):
-        name = source[number]
-        plan = sources[name]
-        task, cluster = plan.task, plan.cluster
-        place = f"{name}/{file[number]}:{position[number]}:{hashlib.blake2b(content, digest_size=6).hexdigest()}"
+    for number, row in enumerate(rows):
+        if row.conversation is None:
+            fates.append(_Fate(number, row.id, row, None, row.error))
+            continue
         try:
-            conversation = to_conversation(_parse(content), plan.spec)
-            task, cluster = conversation.task or task, conversation.cluster or cluster
-            texts = base.template.examples(conversation, history=rules.history, reasoning=rules.reasoning)
-            if b"\\u" in content:
+            texts = base.template.examples(row.conversation, history=rules.history, reasoning=rules.reasoning)
+            if row.escaped:
                 _check_unicode(texts)
         except RowError as error:
-            fates.append(_Fate(number, place, task, cluster, None, error))
+            fates.append(_Fate(number, row.id, row, None, error))
             continue
-        for text in texts:
-            part = place if text.turn is None else f"{place}#{text.turn}"
-            fates.append(_Fate(number, part, task, cluster, text, None))
+        fates += [
+            _Fate(number, row.id if text.turn is None else f"{row.id}#{text.turn}", row, text, None) for text in texts
+        ]
     masked = mask(
         base.encoder,
         [fate.rendered for fate in fates if fate.rendered is not None],
@@ -95,6 +121,91 @@ def prepare(table: pa.Table, base: BaseTokenizer, sources: Mapping[str, SourcePl
         stop_ids=base.stop_ids,
     )
     return _prepared_table(table, fates, masked)
+
+
+def records(table: pa.Table, sources: Mapping[str, SourcePlan], hold_out: HoldOut, hygiene: HygieneRules) -> pa.Table:
+    """Makes the records by which rows are compared with each other (`sft.duplicates`), of the rows that can be read.
+
+    Returns:
+        One column, `record`, in the rows' order.
+    """
+    rows = _convert(table, sources)
+    if hygiene.screens:
+        rows = _screened(rows, hygiene)
+    kept = [row for row in rows if row.conversation is not None]
+    made = fingerprints(
+        [row.id for row in kept],
+        [row.conversation for row in kept if row.conversation is not None],
+        [hold_out.holds(row.cell) for row in kept],
+        hygiene.near_threshold is not None,
+    )
+    return pa.table({"record": pa.array(made, pa.binary())})
+
+
+class _Row(NamedTuple):
+    """A row that was read: a conversation, or why not."""
+
+    id: str
+    cell: Cell
+    conversation: Conversation | None
+    error: RowError | None
+    flags: tuple[str, ...] = ()
+    escaped: bool = False
+
+
+def _convert(table: pa.Table, sources: Mapping[str, SourcePlan]) -> list[_Row]:
+    source, file, position, raw = (table.column(name).to_pylist() for name in ("source", "file", "position", "raw"))
+    rows = []
+    for number, content in enumerate(raw):
+        name = source[number]
+        plan = sources[name]
+        place = f"{name}/{file[number]}:{position[number]}:{hashlib.blake2b(content, digest_size=6).hexdigest()}"
+        try:
+            conversation = to_conversation(parse(content), plan.spec)
+        except RowError as error:
+            rows.append(_Row(place, Cell(name, plan.task, plan.cluster), None, error))
+            continue
+        cell = Cell(name, conversation.task or plan.task, conversation.cluster or plan.cluster)
+        rows.append(_Row(place, cell, conversation, None, (), b"\\u" in content))
+    return rows
+
+
+def _held_out(row: _Row, hold_out: HoldOut) -> _Row:
+    if row.conversation is None or not hold_out.holds(row.cell):
+        return row
+    of = f"task {row.cell.task!r}" if row.cell.task in hold_out.tasks else f"cluster {row.cell.cluster!r}"
+    return row._replace(conversation=None, error=RowError(Reason.HELD_OUT, "", f"{of} is held out (data.hold_out)"))
+
+
+def _compared(row: _Row, reasons: tuple[Reason, ...], hygiene: HygieneRules) -> _Row:
+    if row.conversation is None or not reasons:
+        return row
+    reason = hygiene.dropped(reasons)
+    if reason is not None:
+        return row._replace(conversation=None, error=RowError(reason, "", _COMPARED[reason]))
+    return row._replace(flags=hygiene.flags(reasons))
+
+
+_COMPARED = {
+    Reason.DUPLICATE: "an earlier row says the same",
+    Reason.NEAR_DUPLICATE: "an earlier row says nearly the same",
+    Reason.CONTRADICTION: "another row answers the same prompt otherwise",
+}
+
+
+def _screened(rows: Sequence[_Row], hygiene: HygieneRules) -> list[_Row]:
+    passed = iter(screen([row.conversation for row in rows if row.conversation is not None], hygiene))
+    made = []
+    for row in rows:
+        if row.conversation is None:
+            made.append(row)
+            continue
+        fate = next(passed)
+        if isinstance(fate, RowError):
+            made.append(row._replace(conversation=None, error=fate))
+        else:
+            made.append(row._replace(conversation=fate.conversation, flags=(*row.flags, *fate.flags)))
+    return made
 
 
 def examples(table: pa.Table) -> list[Example]:
@@ -119,7 +230,12 @@ def examples(table: pa.Table) -> list[Example]:
     return made
 
 
-def _parse(raw: bytes) -> object:
+def parse(raw: bytes) -> object:
+    """Parses a RAW row's JSON text.
+
+    Raises:
+        RowError: it is none.
+    """
     try:
         return json.loads(raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -141,18 +257,17 @@ def _check_unicode(texts: Sequence[Rendered]) -> None:
 
 
 class _Fate(NamedTuple):
-    """What has become of a row so far: the row it came from, and a text or an error."""
+    """What has become of a row: the number of the row it came from, and a text or an error."""
 
-    row: int
+    number: int
     id: str
-    task: str
-    cluster: str
+    row: _Row
     rendered: Rendered | None
     error: RowError | None
 
 
 def _prepared_table(table: pa.Table, fates: Sequence[_Fate], masked: Masked) -> pa.Table:
-    origin = table.select(["source", "file", "position"]).take([fate.row for fate in fates])
+    origin = table.drop(["raw"]).take([fate.number for fate in fates])
     rendered = np.fromiter((fate.rendered is not None for fate in fates), np.bool_, len(fates))
     errors = [fate.error for fate in fates]
     for place, error in zip(np.flatnonzero(rendered), masked.errors, strict=True):
@@ -162,13 +277,12 @@ def _prepared_table(table: pa.Table, fates: Sequence[_Fate], masked: Masked) -> 
     truncated = np.zeros(len(fates), np.bool_)
     truncated[rendered] = masked.truncated
     starts = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
-    marks = pa.array(np.concatenate([[0], np.cumsum(truncated)]).astype(np.int32))
     columns = {
-        "id": pa.array([fate.id for fate in fates], pa.string()),
         **{name: origin.column(name) for name in origin.column_names},
-        "task": pa.array([fate.task for fate in fates], pa.string()),
-        "cluster": pa.array([fate.cluster for fate in fates], pa.string()),
-        "flags": pa.ListArray.from_arrays(marks, pa.array(["truncated"] * int(truncated.sum()), pa.string())),
+        "id": pa.array([fate.id for fate in fates], pa.string()),
+        "task": pa.array([fate.row.cell.task for fate in fates], pa.string()),
+        "cluster": pa.array([fate.row.cell.cluster for fate in fates], pa.string()),
+        "flags": _flags(fates, truncated, errors),
         "input_ids": pa.ListArray.from_arrays(starts, masked.ids),
         "labels": pa.ListArray.from_arrays(starts, masked.labels),
         "weights": pa.nulls(len(fates), pa.list_(pa.float32()))
@@ -178,4 +292,19 @@ def _prepared_table(table: pa.Table, fates: Sequence[_Fate], masked: Masked) -> 
         "field": pa.array([error.field if error else "" for error in errors], pa.string()),
         "message": pa.array([error.message if error else "" for error in errors], pa.string()),
     }
-    return pa.table([columns[field.name] for field in PREPARED], schema=PREPARED)
+    further = [table.schema.field(name) for name in table.column_names if name not in RAW.names]
+    schema = pa.schema([*PREPARED, *further])
+    return pa.table([columns[field.name] for field in schema], schema=schema)
+
+
+def _flags(fates: Sequence[_Fate], truncated: Flags, errors: Sequence[RowError | None]) -> pa.Array:
+    if not any(fate.row.flags for fate in fates):
+        marks = pa.array(np.concatenate([[0], np.cumsum(truncated)]).astype(np.int32))
+        return pa.ListArray.from_arrays(marks, pa.array(["truncated"] * int(truncated.sum()), pa.string()))
+    return pa.array(
+        [
+            [] if error else [*fate.row.flags, *(["truncated"] if cut else [])]
+            for fate, cut, error in zip(fates, truncated.tolist(), errors, strict=True)
+        ],
+        pa.list_(pa.string()),
+    )

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sft.census import Cell, Census
 from sft.errors import DataError
 from sft.lengths import Lengths
 from sft.mask import UNTRAINED
@@ -92,14 +93,6 @@ class Count:
         }
 
 
-class Cell(NamedTuple):
-    """What is counted together. `task` and `cluster` are "" where neither the row nor its source names one."""
-
-    source: str
-    task: str
-    cluster: str
-
-
 class Origin(NamedTuple):
     """Where a kept row comes from: its cell, and its file."""
 
@@ -113,28 +106,27 @@ class Origin(NamedTuple):
 class KeptRows:
     """The kept rows in the order in which they were counted, which is file and row order.
 
-    Rule: every array has shape (kept,). `lengths` are tokens; `keys` are 64 bits of a hash of the row's id, so that
-    "the smallest keys" is a sample that depends on nothing else; `of[i]` is row i's index into `origins`.
+    Rule: every array has shape (kept,). `lengths` are tokens; `of[i]` is row i's index into `origins`.
     """
 
     lengths: npt.NDArray[np.int32]
-    keys: npt.NDArray[np.uint64]
     of: npt.NDArray[np.int32]
     origins: tuple[Origin, ...]
 
 
 class Survey:
-    """Adds up PREPARED tables. Surveys can be pickled and merged, so parts of a data set may be counted apart.
+    """Adds up PREPARED tables. A survey can be pickled.
 
     Attributes:
         cells: counts by source, task and cluster, in the order in which they came.
+        census: kept rows by cell and file, from which mixtures are made; held-out rows among them.
     """
 
     def __init__(self) -> None:
         self.cells: dict[Cell, Count] = {}
+        self.census = Census()
         self._origins: dict[Origin, int] = {}
         self._lengths = array("i")
-        self._keys = array("Q")
         self._of = array("i")
         self._places: list[pa.RecordBatch] = []
         self._held: Counter[tuple[str, ...]] = Counter()
@@ -142,21 +134,10 @@ class Survey:
 
     def add(self, table: pa.Table) -> None:
         """Counts a PREPARED table."""
+        self.census.add(table)
         for batch in table.to_batches():
             if batch.num_rows:
                 self._add(batch)
-
-    def merge(self, other: Survey) -> None:
-        """Adds what another survey has counted, as if its rows had come after these."""
-        for cell, count in other.cells.items():
-            self.cells.setdefault(cell, Count()).add(count)
-        numbers = np.asarray([self._number(origin) for origin in other._origins], np.int32)
-        self._lengths.extend(other._lengths)
-        self._keys.extend(other._keys)
-        self._of.frombytes(numbers[np.asarray(other._of, np.int32)].tobytes())
-        for batch in other._places:
-            self._hold(batch)
-        self._sum += other._sum
 
     @property
     def sources(self) -> dict[str, Count]:
@@ -209,7 +190,6 @@ class Survey:
         """Length, key and origin of every kept row."""
         return KeptRows(
             np.array(self._lengths, np.int32),
-            np.array(self._keys, np.uint64),
             np.array(self._of, np.int32),
             tuple(self._origins),
         )
@@ -310,7 +290,6 @@ class Survey:
         self._sum += sum(limb << shift for limb, shift in zip(limbs, (96, 64, 32, 0), strict=True))
         self._lengths.frombytes(tokens.astype(np.int32).tobytes())
         self._of.frombytes(of.tobytes())
-        self._keys.frombytes(np.frombuffer(digests, ">u8")[::2].astype(np.uint64).tobytes())
 
     def _hold(self, places: pa.RecordBatch) -> None:
         """Holds as many of these dropped rows as there is room for."""

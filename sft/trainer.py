@@ -26,14 +26,15 @@ from sft.base import BaseTokenizer, locate, read_template
 from sft.checkpoint import Fingerprints, verify_checkpoint
 from sft.cluster import connect, shortage
 from sft.config import TrainConfig, TrainSection
-from sft.data import DataPlan, dataset, plan_data, stream_here, tables
+from sft.data import DataPlan, here, on_ray, plan_data, prepare_rows
 from sft.errors import ConfigError, RaysftError, TrainingError
 from sft.feed import FeedPlan
 from sft.loop import StepReport
 from sft.model import LoraPlan, ModelPlan
 from sft.report import Reporter, clock
 from sft.run import RunFolder, fetch_bundle, keep_bundle, open_run, save_json
-from sft.survey import Survey, survey
+from sft.selection import Epochs, Selection, needs_all_rows, select
+from sft.survey import Survey
 from sft.tokens import encode
 from sft.worker import WorkerJob, feed_actor, train_worker
 
@@ -86,11 +87,16 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     lacking = shortage(_resources(config))
     if lacking and started:
         raise ConfigError("scaling", [f"the run needs {lacking}; lower scaling.num_workers or raise ray.num_cpus"])
-    counted = _survey(plan, folder, config, say) if config.train.whole_epochs else _look(plan, config, say)
-    data = counted.fingerprint if config.train.whole_epochs else plan.fingerprint
+    selection = None
+    if config.train.whole_epochs or needs_all_rows(config.data):
+        selection = _select(plan, folder, config, say)
+    else:
+        _look(plan, config, say)
+    data = selection.survey.fingerprint if selection else plan.fingerprint
     prints = Fingerprints(base_fingerprint(base), tokenizer.template.fingerprint, data)
     reporter = Reporter(folder.metrics, say)
-    checkpoint, counted = _fit(config, plan, tokenizer, counted, prints, folder, reporter, say)
+    epochs = Epochs(selection.plan if selection else plan, config.train.seed, selection)
+    checkpoint, counted = _fit(config, epochs, tokenizer, prints, folder, reporter, say)
     with checkpoint.as_directory() as local:
         bundle = _bundle(Path(local), config, tokenizer, prints, counted, reporter, folder)
     seconds = time.perf_counter() - begin
@@ -98,45 +104,46 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     return _result(bundle, folder, seconds, reused=False)
 
 
-def _survey(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) -> Survey:
+def _select(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) -> Selection:
     say(f"reading {len(plan.files)} file(s), masking with the chat template of {config.model.id}")
     try:
         with storage.write_late(folder.quarantine) as quarantine:
-            counted = survey(tables(dataset(plan)), quarantine)
+            selection = select(config.data, plan, on_ray, quarantine)
     except RaysftError:
         raise
     except Exception as error:
         raise _translated(error, "the data could not be prepared") from None
-    save_json(folder.survey, counted.to_dict())
-    counted.check(config.data.max_bad_fraction)
-    say(_told(counted, folder))
-    return counted
+    save_json(folder.survey, {**selection.survey.to_dict(), "hold_out": selection.hold_out.to_dict()})
+    say(_told(selection.survey, folder))
+    if selection.mixed:
+        say(f"an epoch holds {selection.examples:,} of them, as data.mixture asks")
+    return selection
 
 
-def _look(plan: DataPlan, config: TrainConfig, say: Say) -> Survey:
+def _look(plan: DataPlan, config: TrainConfig, say: Say) -> None:
     """Counts the first rows alone: a run that ends by steps starts before its data was read to the end."""
     say(f"reading {len(plan.files)} file(s) while training, masking with the chat template of {config.model.id}")
     counted = Survey()
-    for table in stream_here(plan):
+    for table in here(plan, prepare_rows):
         counted.add(table)
         if counted.rows >= LOOKED_AT:
             break
     counted.check(config.data.max_bad_fraction)
-    return counted
 
 
 def _told(counted: Survey, folder: RunFolder) -> str:
-    bad = counted.rows - counted.kept
-    return f"{counted.kept:,} examples, {counted.tokens:,} tokens, {counted.trained_tokens:,} trained" + (
-        f"; {bad:,} of {counted.rows:,} rows quarantined in {folder.quarantine}" if bad else ""
+    bad, left_out = counted.total.faults.total(), counted.total.excluded.total()
+    return (
+        f"{counted.kept:,} examples, {counted.tokens:,} tokens, {counted.trained_tokens:,} trained"
+        + (f"; {bad:,} of {counted.rows:,} rows quarantined in {folder.quarantine}" if bad else "")
+        + (f"; {left_out:,} rows left out as data.hygiene and data.hold_out ask" if left_out else "")
     )
 
 
 def _fit(
     config: TrainConfig,
-    plan: DataPlan,
+    epochs: Epochs,
     tokenizer: BaseTokenizer,
-    counted: Survey,
     prints: Fingerprints,
     folder: RunFolder,
     reporter: Reporter,
@@ -151,11 +158,11 @@ def _fit(
     scaling = config.scaling
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scaling.resource_timeout_s)
     reports = Queue(actor_options={"num_cpus": 0})
-    counting = config.train.whole_epochs is None
-    limit = config.data.max_bad_fraction if counting else None
-    feed = feed_actor(plan, _feed_plan(config, tokenizer, None if counting else counted.kept), limit)
+    selection = epochs.selection
+    limit = config.data.max_bad_fraction if selection is None else None
+    feed = feed_actor(epochs, _feed_plan(config, tokenizer, selection.examples if selection else None), limit)
     job = WorkerJob(
-        model=_model_plan(config, plan.base),
+        model=_model_plan(config, epochs.plan.base),
         config=config.model_dump(mode="json"),
         deepspeed=config.deepspeed,
         train=config.train,
@@ -193,7 +200,9 @@ def _fit(
     listener = _Listener(reports, reporter)
     try:
         result = trainer.fit()
-        if counting:
+        if selection is not None:
+            counted = selection.survey
+        else:
             counted = ray.get(feed.survey.remote())
             save_json(folder.survey, counted.to_dict())
             if counted.refused:

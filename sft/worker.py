@@ -15,15 +15,16 @@ from sft import storage
 from sft.batch import WorkerBatch, accumulation_steps
 from sft.checkpoint import MANIFEST, Fingerprints, RunState, read_parameters, verify_checkpoint, write_checkpoint
 from sft.config import DeepSpeedSection, TrainSection
-from sft.data import DataPlan, dataset, tables
+from sft.data import epoch_on_ray
 from sft.engine import Engine, EnginePlan
 from sft.errors import CheckpointError, DataError
-from sft.feed import BatchFeed, FeedPlan, file_order
+from sft.feed import BatchFeed, FeedPlan
 from sft.loop import LoopPlan, StepReport, run_loop
 from sft.mask import Example
 from sft.model import LossModel, ModelPlan, build_model, peft_config
 from sft.rows import examples
 from sft.schedule import Cosine
+from sft.selection import Epochs
 from sft.survey import Survey
 
 PREFETCH = 2
@@ -49,27 +50,26 @@ class WorkerJob:
     reports: Any
 
 
-def feed_actor(plan: DataPlan, feed: FeedPlan, max_bad_fraction: float | None) -> Any:
+def feed_actor(epochs: Epochs, feed: FeedPlan, max_bad_fraction: float | None) -> Any:
     """Starts the actor that serves global batches. It holds no position, so it may be restarted at any time.
 
     Args:
-        plan: what to read.
+        epochs: what to read, in which order.
         feed: how it becomes batches.
         max_bad_fraction: share of bad rows at which reading fails, for data that was not counted before.
     """
     import ray
 
     actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(StreamFeed)
-    return actor.remote(plan, feed, max_bad_fraction)
+    return actor.remote(epochs, feed, max_bad_fraction)
 
 
 class StreamFeed(BatchFeed):
     """Global batches of a data set that is read as they are asked for."""
 
-    def __init__(self, plan: DataPlan, feed: FeedPlan, max_bad_fraction: float | None) -> None:
+    def __init__(self, epochs: Epochs, feed: FeedPlan, max_bad_fraction: float | None) -> None:
         super().__init__(self._read, feed)
-        self._data = plan
-        self._seed = feed.seed
+        self._epochs = epochs
         self._limit = max_bad_fraction
         self._counted = Survey()
 
@@ -79,8 +79,7 @@ class StreamFeed(BatchFeed):
 
     def _read(self, epoch: int) -> Iterator[Example]:
         self._counted = Survey()
-        order = file_order(len(self._data.files), self._seed, epoch)
-        for table in tables(dataset(self._data, order)):
+        for table in epoch_on_ray(self._epochs.plan, self._epochs.order(epoch), self._epochs.draw(epoch)):
             if self._limit is not None:
                 self._counted.add(table)
                 if self._counted.rows >= CHECKED_FROM:

@@ -93,7 +93,7 @@ def ours(cores: int, base: Path) -> Callable[[Path], tuple[list[int], int, int]]
     import ray
 
     from sft.config import DataSection
-    from sft.data import dataset, plan_data, tables
+    from sft.data import on_ray, plan_data, prepare_rows
     from sft.rows import examples
 
     # One logical CPU more, for the task that only reads; the cores are what the processes are held to.
@@ -104,7 +104,7 @@ def ours(cores: int, base: Path) -> Callable[[Path], tuple[list[int], int, int]]
         lengths: list[int] = []
         trained = packs = 0
         window: list[int] = []
-        for table in tables(dataset(plan_data(section, base))):
+        for table in on_ray(plan_data(section, base), prepare_rows):
             made = examples(table)
             trained += sum(example.trained_tokens for example in made)
             window += [len(example.input_ids) for example in made]

@@ -7,7 +7,8 @@ import pyarrow as pa
 import pytest
 
 from sft.config import DataSection
-from sft.data import dataset, plan_data, stream_here, tables
+from sft.data import epoch_on_ray, here, on_ray, plan_data, prepare_rows
+from sft.selection import Epochs, select
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -23,11 +24,33 @@ def rows(tmp_path: Path) -> Path:
 
 def test_ray_data_prepares_the_same_rows_in_the_same_order_as_one_process(rows: Path, tiny_model: Path) -> None:
     plan = plan_data(DataSection.model_validate({"sources": [{"path": str(rows)}]}), tiny_model)
-    here = pa.concat_tables(stream_here(plan))
-    there = pa.concat_tables(tables(dataset(plan)))
-    assert here.num_rows == 2100
-    assert there.equals(here)
-    backwards = pa.concat_tables(tables(dataset(plan, order=[2, 0, 1])))
-    assert backwards.column("id").to_pylist() == [
-        row for number in (2, 0, 1) for row in here.column("id").to_pylist() if f"/{number}.jsonl:" in row
-    ]
+    alone = pa.concat_tables(here(plan, prepare_rows))
+    assert alone.num_rows == 2100
+    assert pa.concat_tables(here(plan, prepare_rows, processes=2)).equals(alone)
+    assert pa.concat_tables(on_ray(plan, prepare_rows)).equals(alone)
+
+    epochs = Epochs(plan, 5, None)
+    first, again, second = (ids(epoch_on_ray(plan, epochs.order(epoch), None)) for epoch in (0, 0, 1))
+    assert first == again != second
+    assert sorted(first) == sorted(second) == sorted(alone.column("id").to_pylist())
+    # The files are read side by side: every stretch of the epoch holds some of each.
+    assert {name.split("/")[1][0] for name in first[300:600]} == {"0", "1", "2"}
+
+
+def test_an_epoch_holds_exactly_the_mixture(rows: Path, tiny_model: Path) -> None:
+    section = DataSection.model_validate(
+        {
+            "sources": [
+                {"path": str(rows / "0.jsonl"), "name": "a", "weight": 3},
+                {"path": str(rows / "1.jsonl"), "name": "b", "weight": 1},
+                {"path": str(rows / "2.jsonl"), "name": "c", "cluster": "secret", "weight": 1},
+            ],
+            "mixture": {"mode": "explicit", "rows": 1200},
+            "hold_out": {"clusters": ["secret"]},
+            "hygiene": {"duplicates": "drop"},
+        }
+    )
+    plan = plan_data(section, tiny_model)
+    chosen = select(section, plan, on_ray)
+    # All three files hold the same rows, so what repeats the held-out file is dropped, and nothing is left.
+    assert chosen.survey.dropped["duplicate"] == 2 * 699

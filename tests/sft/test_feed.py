@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.errors import DataError
-from sft.feed import BatchFeed, FeedPlan, file_order, training_rows
+from sft.feed import BatchFeed, FeedPlan, training_rows
 from sft.mask import UNTRAINED, Example
 
 
@@ -58,8 +58,6 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert order(1, 0) == order(1, 0)
     assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
     assert sorted(order(1, 0)[:8], key=int) == [str(i) for i in range(8)]
-    assert file_order(6, 1, 0) == file_order(6, 1, 0)
-    assert sorted(file_order(6, 1, 0)) == list(range(6))
 
 
 def test_any_step_can_be_asked_for_again_or_first() -> None:

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import pickle
 
-import numpy as np
 import pytest
 
 from sft.config import HygieneSection
 from sft.duplicates import Duplicates, fingerprints
-from sft.hygiene import HygieneRules, Screened, is_left_out, left_out, plan_hygiene, screen
+from sft.hygiene import Found, HygieneRules, Screened, plan_hygiene, screen
 from sft.messages import Conversation, Reason, RowError
 from tests.sft.rows_of_text import conversation
 
@@ -88,13 +87,12 @@ def test_actions_decide_what_becomes_of_findings(
     index.add(fingerprints(ids, [conversation(*row) for row in texts], [False] * len(texts), near))
     findings = index.findings()
 
-    assert [finding.row for finding in findings if plan.dropped(finding)] == dropped
-    kept = {finding.row: plan.flags(finding) for finding in findings if not plan.dropped(finding)}
+    assert [finding.row for finding in findings if plan.dropped(finding.reasons)] == dropped
+    kept = {finding.row: plan.flags(finding.reasons) for finding in findings if not plan.dropped(finding.reasons)}
     assert {row: noted for row, noted in kept.items() if noted} == flags
-    keys = left_out(findings, plan)
-    assert (np.diff(keys.astype(object)) > 0).all()
-    assert [i for i, out in enumerate(is_left_out(ids, keys).tolist()) if out] == dropped
-    assert is_left_out([], keys).tolist() == []
+    found = Found.of(findings).look_up(ids)
+    assert [i for i, reasons in enumerate(found) if plan.dropped(reasons)] == dropped
+    assert Found.of(findings).look_up([]) == []
 
 
 def test_the_reason_is_the_first_that_drops() -> None:
@@ -104,5 +102,5 @@ def test_the_reason_is_the_first_that_drops() -> None:
     index.add(fingerprints(["0", "1", "2"], [conversation(*row) for row in texts], [False] * 3, near=False))
     last = list(index.findings())[-1]
     assert last.reasons == (Reason.DUPLICATE, Reason.CONTRADICTION)
-    assert plan.dropped(last) == Reason.CONTRADICTION
-    assert plan.flags(last) == ("duplicate",)
+    assert plan.dropped(last.reasons) == Reason.CONTRADICTION
+    assert plan.flags(last.reasons) == ("duplicate",)
