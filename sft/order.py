@@ -70,14 +70,11 @@ def reading_order(
             by_source["" if many else files[number].source].append(number)
     total = sum(len(numbers) for numbers in by_source.values())
     spare = min(open_files, total) - len(by_source)
-    return tuple(
-        tuple(
-            _queue(numbers[first::count], files)
-            for count in [1 + len(numbers) * spare // total]
-            for first in range(count)
-        )
-        for numbers in by_source.values()
-    )
+    order = []
+    for numbers in by_source.values():
+        count = 1 + len(numbers) * spare // total
+        order.append(tuple(_queue(numbers[first::count], files) for first in range(count)))
+    return tuple(order)
 
 
 def read_in_order(
@@ -88,21 +85,23 @@ def read_in_order(
     Args:
         order: from `reading_order`.
         read: opens a file and gives its tables; called when the reading's first table is due.
-        chunk: about how many rows a table has.
+        chunk: the most rows that a table has.
     """
+
+    def merged(queues: Sequence[Queue], streams: Sequence[Iterator[pa.Table]]) -> Iterator[pa.Table]:
+        # A table is no longer than the file that it is read from.
+        chunks = [min(chunk, -(-queue.rows // len(queue.readings))) for queue in queues]
+        return interleave(streams, [queue.rows for queue in queues], chunks)
+
     sources = [
-        interleave(
-            [itertools.chain.from_iterable(map(read, queue.readings)) for queue in queues],
-            [queue.rows for queue in queues],
-            chunk,
-        )
+        merged(queues, [itertools.chain.from_iterable(map(read, queue.readings)) for queue in queues])
         for queues in order
     ]
-    return interleave(sources, [sum(queue.rows for queue in queues) for queues in order], chunk)
+    return merged([_joined(queues) for queues in order], sources)
 
 
 def interleave(
-    readers: Sequence[Iterator[pa.Table]], sizes: Sequence[int], chunk: int = CHUNK_ROWS
+    readers: Sequence[Iterator[pa.Table]], sizes: Sequence[int], chunks: Sequence[int]
 ) -> Iterator[pa.Table]:
     """Merges streams of tables so that at any time about the same fraction of each has been given.
 
@@ -111,13 +110,13 @@ def interleave(
     Args:
         readers: the streams; none is touched before its first table is due.
         sizes: rows of each, or numbers in proportion to them.
-        chunk: about how many rows a table has.
+        chunks: about how much of that each table is.
     """
     read = [0] * len(readers)
 
     def due(number: int) -> tuple[float, int]:
         # Streams start at different phases, or all short ones would come at once.
-        following = min(chunk, max(sizes[number] - read[number], 1)) * number / len(readers)
+        following = min(chunks[number], max(sizes[number] - read[number], 1)) * number / len(readers)
         return (read[number] + following) / max(sizes[number], 1), number
 
     waiting = [due(number) for number in range(len(readers))]
@@ -142,3 +141,8 @@ def _queue(numbers: Sequence[int], files: Sequence[FileSize]) -> Queue:
     readings.sort(key=lambda timed: timed[0])
     rows = sum(files[number].rows * files[number].passes for number in numbers)
     return Queue(rows, tuple(reading for _, reading in readings))
+
+
+def _joined(queues: Sequence[Queue]) -> Queue:
+    """A source's queues as one: what it has of the whole epoch."""
+    return Queue(sum(queue.rows for queue in queues), tuple(reading for queue in queues for reading in queue.readings))

@@ -45,7 +45,7 @@ def unevenness(files: list[FileSize], read: npt.NDArray[np.int64], window: int) 
 
 
 def test_streams_are_merged_by_the_fraction_that_was_read() -> None:
-    merged = interleave([tables(0, 40, 10), tables(1, 20, 10)], [40, 20], 10)
+    merged = interleave([tables(0, 40, 10), tables(1, 20, 10)], [40, 20], [10, 10])
     assert names(merged)[::10].tolist() == [0, 0, 1, 0, 0, 1]
 
 
@@ -118,7 +118,7 @@ def test_small_files_are_not_bunched() -> None:
 )
 def test_wrong_sizes_lose_and_reorder_nothing(lengths: list[tuple[int, int]], chunk: int) -> None:
     readers = [tables(number, real, chunk) for number, (real, _) in enumerate(lengths)]
-    read = list(interleave(readers, [stated for _, stated in lengths], chunk))
+    read = list(interleave(readers, [stated for _, stated in lengths], [chunk] * len(lengths)))
     for number, (real, _) in enumerate(lengths):
         own = [table for table in read if table.column("name")[0].as_py() == number]
         assert [row for table in own for row in table.column("row").to_pylist()] == list(range(real))
