@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from jobs.audit_examples import ShownExample
 from sft.base import BaseTokenizer
-from sft.pack import best_fit
 from sft.census import Cell
+from sft.pack import best_fit
 from sft.survey import Survey
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,10 +49,20 @@ def test_an_epoch_holds_exactly_the_mixture(rows: Path, tiny_model: Path) -> Non
             ],
             "mixture": {"mode": "explicit", "rows": 1200},
             "hold_out": {"clusters": ["secret"]},
-            "hygiene": {"duplicates": "drop"},
         }
     )
-    plan = plan_data(section, tiny_model)
-    chosen = select(section, plan, on_ray)
-    # All three files hold the same rows, so what repeats the held-out file is dropped, and nothing is left.
-    assert chosen.survey.dropped["duplicate"] == 2 * 699
+    chosen = select(section, plan_data(section, tiny_model), on_ray)
+    assert (chosen.survey.kept, chosen.survey.dropped["held_out"], chosen.examples) == (2 * 699, 699, 1200)
+    epochs = Epochs(chosen.plan, 5, chosen)
+    first, again, second = (
+        ids(epoch_on_ray(chosen.plan, epochs.order(epoch), epochs.draw(epoch))) for epoch in (0, 0, 1)
+    )
+    assert first == again
+    for drawn in (first, second):
+        assert Counter(name.split("/")[0] for name in drawn) == {"a": 900, "b": 300}
+        assert set(Counter(name for name in drawn if name[0] == "a").values()) == {1, 2}
+    assert {name for name in first if name[0] == "b"} != {name for name in second if name[0] == "b"}
+
+
+def ids(tables: Iterator[pa.Table]) -> list[str]:
+    return [name for table in tables for name in table.column("id").to_pylist()]

@@ -3,7 +3,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import pickle
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
