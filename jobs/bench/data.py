@@ -1,8 +1,9 @@
 """`python -m jobs.bench.data`: our data path and the field's usual one on the same rows and cores.
 
-Ours is read, convert, mask and pack on Ray Data, as a training run does it. The peer is `datasets.map` with an
-assistant mask through `apply_chat_template`, then TRL's packing. Every contender runs in processes of its own, held to
-the same cores; a first pass over a few rows warms it up (imports, tokenizer, worker processes) and is not counted.
+Ours is read, convert, mask and pack: in plain processes, as the peer works, and on Ray Data (`ray`), as a training run
+works. The peer is `datasets.map` with an assistant mask through `apply_chat_template`, then TRL's packing. Every
+contender runs in processes of its own, held to the same cores; a first pass over a few rows warms it up (imports,
+tokenizer, worker processes) and is not counted.
 """
 
 from __future__ import annotations
@@ -14,18 +15,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from jobs import cli
 from jobs.bench.machine import BenchmarkError, Watch, machine, versions
+from sft.config import DataSection
+from sft.data import DataPlan, plan_data
 from sft.pack import best_fit, efficiency
+from sft.rows import examples
+
+Work = tuple[list[int], int, int]
+"""Lengths of the examples, trained tokens, packs."""
 
 PACK_LENGTH = 2048
 WINDOW = 10_000
-WARM_ROWS = 256
+WARM_ROWS = 2048
+CONTENDERS = ("ours", "ray", "peer")
 DESCRIPTION = """Measure the data path against datasets.map and TRL's packing: rows and tokens a second, peak memory,
 packing efficiency, on one core and on two. Writes JSON. Needs the packages of requirements/bench.txt.
 """
@@ -53,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeat", type=int, default=3, help="runs of each contender; the median counts (default: 3)")
     parser.add_argument("--base", type=Path, default=Path("build/demo/model"), help="folder of the base model")
     parser.add_argument("--out", type=Path, default=Path("build/bench/data.json"), help="where to write the figures")
-    parser.add_argument("--one", choices=["ours", "peer"], help=argparse.SUPPRESS)
+    parser.add_argument("--one", choices=[*CONTENDERS], help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -66,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         available = len(os.sched_getaffinity(0))
         for _ in range(arguments.repeat):
             for cores in [1, 2] if available > 1 else [1]:
-                for name in ("ours", "peer"):
+                for name in CONTENDERS:
                     runs.setdefault((name, cores), []).append(_run(name, cores, Path(folder), arguments.base))
     result = _result(runs, arguments.base)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
@@ -88,37 +98,48 @@ def write_rows(path: Path, count: int) -> None:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def ours(cores: int, base: Path) -> Callable[[Path], tuple[list[int], int, int]]:
-    """Our path: Ray Data with as many preparing tasks as cores."""
+def ours(cores: int, base: Path) -> Callable[[Path], Work]:
+    """Our path in plain processes, as the peer's: what `jobs.inspect_data` runs."""
+    from sft.data import here, prepare_rows
+
+    return lambda path: _packed(here(_plan(path, base), prepare_rows, cores))
+
+
+def ray(cores: int, base: Path) -> Callable[[Path], Work]:
+    """Our path on Ray Data, with as many preparing tasks as cores: what a training run reads."""
     import ray
 
-    from sft.config import DataSection
-    from sft.data import on_ray, plan_data, prepare_rows
-    from sft.rows import examples
+    from sft.data import on_ray, prepare_rows
 
     # One logical CPU more, for the task that only reads; the cores are what the processes are held to.
-    ray.init("local", num_cpus=cores + 1, include_dashboard=False, log_to_driver=False, object_store_memory=400 << 20)
-
-    def run(path: Path) -> tuple[list[int], int, int]:
-        section = DataSection.model_validate({"sources": [{"path": str(path)}], "max_length": PACK_LENGTH})
-        lengths: list[int] = []
-        trained = packs = 0
-        window: list[int] = []
-        for table in on_ray(plan_data(section, base), prepare_rows):
-            made = examples(table)
-            trained += sum(example.trained_tokens for example in made)
-            window += [len(example.input_ids) for example in made]
-            while len(window) >= WINDOW:
-                packs += len(best_fit(window[:WINDOW], PACK_LENGTH))
-                lengths += window[:WINDOW]
-                window = window[WINDOW:]
-        packs += len(best_fit(window, PACK_LENGTH)) if window else 0
-        return lengths + window, trained, packs
-
-    return run
+    options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "object_store_memory": 200 << 20}
+    ray.init("local", num_cpus=cores + 1, **options)
+    return lambda path: _packed(on_ray(_plan(path, base), prepare_rows))
 
 
-def peer(cores: int, base: Path) -> Callable[[Path], tuple[list[int], int, int]]:
+def _plan(path: Path, base: Path) -> DataPlan:
+    section = DataSection.model_validate({"sources": [{"path": str(path)}], "max_length": PACK_LENGTH})
+    return plan_data(section, base)
+
+
+def _packed(tables: Iterator[pa.Table]) -> Work:
+    """Makes examples and packs of a stream of tables, as the feed of a training run does; keeps lengths alone."""
+    lengths: list[int] = []
+    window: list[int] = []
+    trained = packs = 0
+    for table in tables:
+        made = examples(table)
+        trained += sum(example.trained_tokens for example in made)
+        window += [len(example.input_ids) for example in made]
+        while len(window) >= WINDOW:
+            packs += len(best_fit(window[:WINDOW], PACK_LENGTH))
+            lengths += window[:WINDOW]
+            window = window[WINDOW:]
+    packs += len(best_fit(window, PACK_LENGTH)) if window else 0
+    return lengths + window, trained, packs
+
+
+def peer(cores: int, base: Path) -> Callable[[Path], Work]:
     """The usual path: `datasets.map` with an assistant mask, then TRL's best-fit packing."""
     import datasets
     from transformers import AutoTokenizer
@@ -149,7 +170,7 @@ def peer(cores: int, base: Path) -> Callable[[Path], tuple[list[int], int, int]]
         made = tokenizer.apply_chat_template(talks, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         return {"input_ids": made["input_ids"], "assistant_masks": made["assistant_masks"]}
 
-    def run(path: Path) -> tuple[list[int], int, int]:
+    def run(path: Path) -> Work:
         read = datasets.Dataset.from_json(str(path), keep_in_memory=False, cache_dir=tempfile.mkdtemp())
         made = read.map(tokenise, batched=True, num_proc=cores, remove_columns=read.column_names)
         lengths = made.with_format("arrow")["input_ids"]
@@ -169,7 +190,7 @@ def _chunks(column: Any) -> list[list[int]]:
 
 def _one(arguments: argparse.Namespace) -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
-    run = {"ours": ours, "peer": peer}[arguments.one](arguments.cores, arguments.base)
+    run = {"ours": ours, "ray": ray, "peer": peer}[arguments.one](arguments.cores, arguments.base)
     run(arguments.folder / "warm.jsonl")
     with Watch() as watch:
         begin = time.perf_counter()
@@ -212,17 +233,19 @@ def _result(runs: dict[tuple[str, int], list[dict[str, Any]]], base: Path) -> di
         key: sorted(values, key=lambda measured: measured["seconds"])[len(values) // 2] for key, values in runs.items()
     }
     most = max(cores for _, cores in middle)
-    mine, other = middle["ours", most], middle["peer", most]
+    last = {name: middle[name, most] for name in CONTENDERS}
     for field in ("rows", "tokens", "trained_tokens"):
-        if mine[field] != other[field]:
-            raise BenchmarkError(f"the contenders did not do the same work: {field} {mine[field]} and {other[field]}")
+        if len({measured[field] for measured in last.values()}) > 1:
+            raise BenchmarkError(
+                f"the contenders did not do the same work: {field} {[measured[field] for measured in last.values()]}"
+            )
     return {
-        "ratio_vs_datasets": mine["tokens_per_s"] / other["tokens_per_s"],
-        "memory_ratio": mine["peak_bytes"] / other["peak_bytes"],
-        "packing_efficiency": {"ours": mine["packing_efficiency"], "trl": other["packing_efficiency"]},
-        "scaling": {
-            name: middle[name, most]["tokens_per_s"] / middle[name, 1]["tokens_per_s"] for name in ("ours", "peer")
-        },
+        "ratio_vs_datasets": last["ours"]["tokens_per_s"] / last["peer"]["tokens_per_s"],
+        "ratio_vs_datasets_on_ray": last["ray"]["tokens_per_s"] / last["peer"]["tokens_per_s"],
+        "memory_ratio": last["ours"]["peak_bytes"] / last["peer"]["peak_bytes"],
+        "memory_ratio_on_ray": last["ray"]["peak_bytes"] / last["peer"]["peak_bytes"],
+        "packing_efficiency": {name: last[name]["packing_efficiency"] for name in CONTENDERS},
+        "scaling": {name: last[name]["tokens_per_s"] / middle[name, 1]["tokens_per_s"] for name in CONTENDERS},
         "cores": most,
         "runs": {f"{name}-{cores}": values for (name, cores), values in runs.items()},
         "pack_length": PACK_LENGTH,

@@ -50,7 +50,7 @@ def test_numbers_as_json(config: list[str], capsys: pytest.CaptureFixture[str]) 
             "share": round(kept / 32, 4),
             "trained_share": round(tokens / sum(trained), 4),
         }
-        for name, kept, tokens in (("rows", 30, trained[0]), ("chat", 2, trained[1]))
+        for name, kept, tokens in (("chat", 2, trained[1]), ("rows", 30, trained[0]))
     ]
 
 
