@@ -40,12 +40,13 @@ class _LooksInsideError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A piece of text: fixed, or the content of a message, stripped or not."""
+class Segment:
+    """A stretch of text: `form` with a `%s` for each of `slots`, the number of a message and how its content is
+    stripped.
+    """
 
-    text: str
-    message: int = -1
-    strip: Callable[[str], str] | None = None
+    form: str
+    slots: tuple[tuple[int, Callable[[str], str] | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Shape:
     contents that answer `questions` (message, what, of which text, answer) as assumed.
     """
 
-    segments: tuple[tuple[Part, ...], ...]
+    segments: tuple[Segment, ...]
     questions: tuple[tuple[int, str, str, bool], ...]
 
     def fill(self, contents: Sequence[str]) -> list[str] | None:
@@ -72,30 +73,15 @@ class Shape:
             if held is not answer:
                 return None
         return [
-            "".join(
-                [
-                    part.text
-                    if part.message < 0
-                    else (contents[part.message] if part.strip is None else part.strip(contents[part.message]))
-                    for part in segment
-                ]
-            )
+            segment.form % tuple([contents[i] if strip is None else strip(contents[i]) for i, strip in segment.slots])
             for segment in self.segments
         ]
 
 
-def parts(text: str) -> tuple[Part, ...]:
+def segment(text: str) -> Segment:
     """Takes a text of symbols apart."""
-    found: list[Part] = []
-    end = 0
-    for match in _SYMBOL.finditer(text):
-        if match.start() > end:
-            found.append(Part(text[end : match.start()]))
-        found.append(Part("", int(match[1]), _STRIPS.get(match[2])))
-        end = match.end()
-    if end < len(text):
-        found.append(Part(text[end:]))
-    return tuple(found)
+    slots = tuple((int(match[1]), _STRIPS.get(match[2])) for match in _SYMBOL.finditer(text))
+    return Segment(_SYMBOL.sub("%s", text.replace("%", "%%")), slots)
 
 
 def before_symbol(text: str, message: int) -> str:

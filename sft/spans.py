@@ -8,15 +8,14 @@ and the row is refused: nothing is searched for and nothing is guessed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sft.messages import Message, Reason, RowError
 
 THINK_END = "</think>"
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A trained stretch of a text, half-open, in characters.
 
     Rule: where `prompt` is true, the text before `start` is exactly the prompt that a server would build for the turn,
@@ -28,8 +27,7 @@ class Span:
     prompt: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Rendered:
+class Rendered(NamedTuple):
     """A conversation as text, or the part of it up to one turn.
 
     Rule: `spans` are ascending and disjoint; each is one trained turn and its stop token. `turn` is the message that a

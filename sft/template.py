@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sft.errors import TemplateError
 from sft.messages import Conversation, Message, Reason, RowError
-from sft.shape import Shape, SymbolicTemplate, before_symbol, parts
+from sft.shape import Shape, SymbolicTemplate, before_symbol, segment
 from sft.spans import THINK_END, Rendered, Span, around_reasoning, find_spans, shared
 
 History = Literal["refuse", "split"]
@@ -138,7 +138,9 @@ class ChatTemplate:
         messages = conversation.messages
         plain = reasoning and not conversation.tools
         for i, message in enumerate(messages):
-            plain = plain and message == Message(message.role, message.content, message.trained)
+            plain = plain and not (
+                message.reasoning is not None or message.tool_calls or message.tool_call_id or message.name
+            )
             if message.trained:
                 self._check_content(i, message)
         if plain:
@@ -245,7 +247,7 @@ class ChatTemplate:
         except RowError:
             return None
         cuts = [0, *(edge for span in spans for edge in (span.start, span.end)), len(text)]
-        segments = tuple(parts(text[a:b]) for a, b in pairwise(cuts))
+        segments = tuple(segment(text[a:b]) for a, b in pairwise(cuts))
         shape = Shape(segments, tuple(sorted(asked)))
         probe = [f"  {role} {i}\n" for i, role in enumerate(roles)]
         filled = shape.fill(probe)
@@ -275,7 +277,7 @@ class ChatTemplate:
         for i, message in enumerate(messages):
             if message.trained:
                 earlier = [replace(turn, trained=False) for turn in messages[:i]]
-                yield replace(self._whole([*earlier, message], tools, reasoning), turn=i)
+                yield self._whole([*earlier, message], tools, reasoning)._replace(turn=i)
 
 
 def fingerprint(template: str) -> str:

@@ -2,8 +2,8 @@
 
 Ours is read, convert, mask and pack: in plain processes, as the peer works, and on Ray Data (`ray`), as a training run
 works. The peer is `datasets.map` with an assistant mask through `apply_chat_template`, then TRL's packing. Every
-contender runs in processes of its own, held to the same cores; a first pass over a few rows warms it up (imports,
-tokenizer, worker processes) and is not counted.
+contender runs in processes of its own, held to the same cores; a first pass warms it up (imports, tokenizer,
+worker processes) and is not counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ Work = tuple[list[int], int, int]
 
 PACK_LENGTH = 2048
 WINDOW = 10_000
-WARM_ROWS = 2048
 CONTENDERS = ("ours", "ray", "peer")
 DESCRIPTION = """Measure the data path against datasets.map and TRL's packing: rows and tokens a second, peak memory,
 packing efficiency, on one core and on two. Writes JSON. Needs the packages of requirements/bench.txt.
@@ -59,7 +58,7 @@ class Measured:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs all contenders and writes the figures."""
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.data", description=DESCRIPTION)
-    parser.add_argument("--rows", type=int, default=60_000, help="rows to read (default: 60000)")
+    parser.add_argument("--rows", type=int, default=40_000, help="rows to read (default: 40000)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each contender; the median counts (default: 3)")
     parser.add_argument("--base", type=Path, default=Path("build/demo/model"), help="folder of the base model")
     parser.add_argument("--out", type=Path, default=Path("build/bench/data.json"), help="where to write the figures")
@@ -71,7 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _one(arguments)
     with tempfile.TemporaryDirectory(prefix="raysft-bench-") as folder:
         write_rows(Path(folder) / "rows.jsonl", arguments.rows)
-        write_rows(Path(folder) / "warm.jsonl", WARM_ROWS)
         runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
         available = len(os.sched_getaffinity(0))
         for _ in range(arguments.repeat):
@@ -191,7 +189,7 @@ def _chunks(column: Any) -> list[list[int]]:
 def _one(arguments: argparse.Namespace) -> int:
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.cores])
     run = {"ours": ours, "ray": ray, "peer": peer}[arguments.one](arguments.cores, arguments.base)
-    run(arguments.folder / "warm.jsonl")
+    run(arguments.folder / "rows.jsonl")
     with Watch() as watch:
         begin = time.perf_counter()
         lengths, trained, packs = run(arguments.folder / "rows.jsonl")
