@@ -1,17 +1,22 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
+import resource
+import secrets
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError
 from serve.registry import Registry
-from serve.versions import VersionId, check_name, served_before
+from serve.store import Store, Stored
+from serve.versions import AliasState, Canary, Shadow, VersionId, check_name
 from sft.adapter import ADAPTER_WEIGHTS, MANIFEST, verify_bundle
 from sft.errors import AdapterError
 from tests.bundles import tiny_bundle
@@ -28,7 +33,8 @@ def registry(tmp_path: Path) -> Registry:
 def bundle(tmp_path: Path) -> Callable[[int], Path]:
     def make(seed: int) -> Path:
         folder = tmp_path / f"bundle-{seed}"
-        tiny_bundle(folder, seed=seed)
+        if not folder.exists():
+            tiny_bundle(folder, seed=seed)
         return folder
 
     return make
@@ -165,14 +171,327 @@ def test_an_alias_needs_a_version_that_exists(filled: Registry) -> None:
         filled.rollback("nothing")
 
 
-def test_a_promotion_that_lost_the_race_is_told(filled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_move_that_lost_the_race_is_told(filled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     filled.promote("support", V1)
     stale = filled.alias("support")
-    filled.promote("support", V2)
+    other = Registry.open(filled.address)
+    other.promote("support", V2)
     monkeypatch.setattr(filled, "alias", lambda _: stale)
-    with pytest.raises(ConflictError, match="someone else moved support"):
-        filled.promote("support", V3)
-    assert filled.history("support")[-1].version == V2
+    for move in (
+        lambda: filled.promote("support", V3),
+        lambda: filled.canary("support", V3, 0.5),
+        lambda: filled.shadow("support", V3, 0.5),
+    ):
+        with pytest.raises(ConflictError, match="someone else moved support"):
+            move()
+    assert [entry.version for entry in other.history("support")] == [V1, V2]
+
+
+def shape(state: AliasState | None) -> tuple[VersionId, tuple[VersionId, float] | None, tuple[VersionId, float] | None]:
+    """A state without the entries that its parts began at."""
+    assert state
+    canary = (state.canary.version, state.canary.weight) if state.canary else None
+    return state.version, canary, (state.shadow.version, state.shadow.share) if state.shadow else None
+
+
+def test_a_canary_begins_grows_and_ends(filled: Registry) -> None:
+    filled.promote("live", V1)
+    entry = filled.canary("live", V2, 0.1, by="ann", reason="first try")
+    assert (entry.number, entry.action, entry.previous, entry.by, entry.reason) == (2, "canary", V1, "ann", "first try")
+    assert (entry.version, entry.canary) == (V1, Canary(version=V2, weight=0.1, since=2))
+    assert filled.canary("live", V2, 0.2).canary == Canary(version=V2, weight=0.2, since=2)
+    assert filled.canary("live", V2, 0.2).number == 3
+    assert filled.canary("live", V3, 0.2).canary == Canary(version=V3, weight=0.2, since=4)
+    assert filled.canary("live", V3, 0).canary is None
+    with pytest.raises(BadRequestError, match="support@v3 is no canary of live"):
+        filled.canary("live", V3, 0)
+
+
+def test_a_shadow_begins_grows_and_ends(filled: Registry) -> None:
+    filled.promote("live", V1)
+    assert filled.shadow("live", V2, 0.1).shadow == Shadow(version=V2, share=0.1, since=2)
+    assert filled.shadow("live", V2, 1).shadow == Shadow(version=V2, share=1, since=2)
+    assert filled.shadow("live", V3, 1).shadow == Shadow(version=V3, share=1, since=4)
+    assert filled.shadow("live", V3, 0).shadow is None
+    with pytest.raises(BadRequestError, match="support@v3 is no shadow of live"):
+        filled.shadow("live", V3, 0)
+
+
+def test_the_newest_entry_alone_tells_the_state(filled: Registry) -> None:
+    filled.promote("live", V1)
+    filled.shadow("live", V3, 0.5)
+    filled.canary("live", V2, 0.25)
+    read = Registry.open(filled.address).alias("live")
+    assert shape(read) == (V1, (V2, 0.25), (V3, 0.5))
+    assert read
+    assert read.parts() == {V1: "stable version", V2: "canary", V3: "shadow"}
+
+
+def test_a_promotion_ends_the_canary_and_keeps_another_shadow(filled: Registry) -> None:
+    filled.promote("live", V1)
+    filled.shadow("live", V3, 0.5)
+    filled.canary("live", V2, 0.25)
+    assert shape(filled.promote("live", V2)) == (V2, None, (V3, 0.5))
+    assert shape(filled.promote("live", V3)) == (V3, None, None)
+    filled.canary("live", V1, 0.25)
+    assert shape(filled.promote("live", V3)) == (V3, None, None)
+
+
+def test_rollback_undoes_promote_canary_and_shadow_alike(filled: Registry) -> None:
+    filled.promote("live", V1)
+    filled.canary("live", V2, 0.1)
+    filled.canary("live", V2, 0.5)
+    filled.shadow("live", V3, 0.5)
+    filled.promote("live", V2)
+    assert shape(filled.rollback("live")) == (V1, (V2, 0.5), (V3, 0.5))
+    assert shape(filled.rollback("live")) == (V1, (V2, 0.5), None)
+    back = filled.rollback("live")
+    assert back.canary == Canary(version=V2, weight=0.1, since=2)
+    assert shape(filled.promote("live", V3)) == (V3, None, None)
+    assert shape(filled.rollback("live")) == (V1, (V2, 0.1), None)
+    assert shape(filled.rollback("live")) == (V1, None, None)
+    with pytest.raises(BadRequestError, match="no version was served before support@v1"):
+        filled.rollback("live")
+
+
+moves = st.lists(
+    st.one_of(
+        st.tuples(st.just("promote"), st.sampled_from([V1, V2, V3])),
+        st.tuples(st.sampled_from(["canary", "shadow"]), st.sampled_from([V1, V2, V3]), st.sampled_from([0, 0.5, 1])),
+        st.tuples(st.just("rollback")),
+    ),
+    max_size=8,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(moves)
+def test_rollbacks_are_an_undo_list(filled: Registry, moves: list[tuple[Any, ...]]) -> None:
+    alias = f"alias-{secrets.token_hex(8)}"
+    undo: list[AliasState] = []
+    for action, *arguments in moves:
+        before = len(filled.history(alias))
+        try:
+            entry = getattr(filled, action)(alias, *arguments)
+        except (BadRequestError, UnknownModelError):
+            assert len(filled.history(alias)) == before
+            assert action != "rollback" or len(undo) < 2
+            continue
+        if action == "rollback":
+            undo.pop()
+            assert entry.state == undo[-1]
+        elif not undo or entry.state != undo[-1]:
+            undo.append(entry.state)
+        assert Registry.open(filled.address).alias(alias) == entry
+        assert entry.number == before + (entry.number > before)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_share_is_from_0_to_1(filled: Registry, share: float) -> None:
+    filled.promote("live", V1)
+    for use, what in ((filled.canary, "weight"), (filled.shadow, "share")):
+        with pytest.raises(BadRequestError, match=f"{what} .*: must be from 0"):
+            use("live", V2, share)
+
+
+def test_canary_and_shadow_need_an_alias_and_another_version(filled: Registry) -> None:
+    for use in (filled.canary, filled.shadow):
+        with pytest.raises(UnknownModelError, match="there is no alias live; promote a version to it first"):
+            use("live", V1, 0.5)
+    filled.promote("live", V1)
+    for use in (filled.canary, filled.shadow):
+        with pytest.raises(BadRequestError, match="live serves support@v1 to all sessions already"):
+            use("live", V1, 0.5)
+        with pytest.raises(UnknownModelError, match="support@v9"):
+            use("live", VersionId("support", 9), 0.5)
+    assert len(filled.history("live")) == 1
+
+
+def test_no_alias_is_given_a_version_that_fails_verification(filled: Registry) -> None:
+    filled.promote("live", V1)
+    weights = Path(filled.address) / "versions/support/v2" / ADAPTER_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    for move in (
+        lambda: filled.promote("live", V2),
+        lambda: filled.canary("live", V2, 0.5),
+        lambda: filled.shadow("live", V2, 0.5),
+        lambda: filled.verify(V2),
+    ):
+        with pytest.raises(AdapterError, match=f"^support@v2 is damaged in the registry: {ADAPTER_WEIGHTS}: the file"):
+            move()
+    assert len(filled.history("live")) == 1
+    assert filled.verify(V1).id == V1
+
+
+def test_what_an_alias_names_is_not_retired(filled: Registry) -> None:
+    filled.promote("live", V1)
+    filled.canary("live", V2, 0.1)
+    filled.shadow("live", V3, 0.1)
+    for version, reason in (
+        (V1, "it is the stable version of live; first promote another version to live"),
+        (V2, "it is the canary of live; first end it with canary support@v2 --alias live --weight 0"),
+        (V3, "it is the shadow of live; first end it with shadow support@v3 --alias live --share 0"),
+    ):
+        with pytest.raises(BadRequestError, match=reason):
+            filled.retire(version)
+        assert filled.retirement(version) is None
+    assert filled.contents().retired == frozenset()
+
+
+def test_a_retired_version_is_out_for_good(filled: Registry) -> None:
+    filled.promote("live", V1)
+    filled.promote("live", V2)
+    retired = filled.retire(V1, by="ann", reason="wrong answers")
+    assert (retired.by, retired.reason) == ("ann", "wrong answers")
+    assert filled.retire(V1, by="bob") == retired
+    other = Registry.open(filled.address)
+    assert other.retirement(V1) == retired
+    assert other.contents().retired == {V1}
+    assert V1 in other.contents().versions
+    for move in (
+        lambda: other.promote("live", V1),
+        lambda: other.canary("live", V1, 0.1),
+        lambda: other.shadow("live", V1, 0.1),
+        lambda: other.rollback("live"),
+    ):
+        with pytest.raises(BadRequestError, match=r"support@v1.* is retired"):
+            move()
+    with pytest.raises(UnknownModelError, match="support@v9"):
+        other.retire(VersionId("support", 9))
+    assert len(other.history("live")) == 2
+
+
+def test_the_token_changes_with_every_change_and_only_then(filled: Registry, bundle: Callable[[int], Path]) -> None:
+    changes: list[Callable[[], object]] = [
+        lambda: filled.publish(bundle(4), "support"),
+        lambda: filled.promote("live", V1),
+        lambda: filled.canary("live", V2, 0.1),
+        lambda: filled.shadow("live", V3, 0.1),
+        lambda: filled.rollback("live"),
+        lambda: filled.retire(VersionId("support", 4)),
+    ]
+    tokens = [filled.changed()]
+    for change in changes:
+        change()
+        tokens.append(filled.changed())
+    assert len(set(tokens)) == len(changes) + 1
+    filled.retire(VersionId("support", 4))
+    filled.canary("live", V2, 0.1)
+    assert filled.changed() == tokens[-1]
+
+
+def test_a_change_whose_token_is_not_written_is_a_change_still(
+    filled: Registry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RegistryError("slow down")
+
+    monkeypatch.setattr(Store, "write", fail)
+    assert filled.promote("live", V1).number == 1
+    assert "later than usual: slow down" in caplog.text
+
+
+def test_the_newest_entry_is_found_without_listing_the_log(filled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in (V1, V2):
+        filled.promote("live", version)
+    listed: list[str | None] = []
+    real = Store.list
+
+    def counted(self: Store, prefix: str, *, after: str | None = None) -> list[Stored]:
+        listed.append(after)
+        return real(self, prefix, after=after)
+
+    monkeypatch.setattr(Store, "list", counted)
+    reader = Registry.open(filled.address)
+    for _ in range(3):
+        assert reader.alias("live") == filled.alias("live")
+    assert listed.count("aliases/live/00000000.json") == 1
+    listed.clear()
+    filled.promote("live", V3)
+    assert [reader.alias("live"), reader.alias("live")] == [filled.alias("live")] * 2
+    assert listed == ["aliases/live/00000002.json"]
+
+
+def torn(registry: Registry, name: str, *files: str, age: timedelta = timedelta()) -> Path:
+    """What a publisher leaves that died in mid-upload."""
+    folder = Path(registry.address) / f"versions/{name}"
+    folder.mkdir(parents=True)
+    moment = (datetime.now(UTC) - age).timestamp()
+    for file in ("reserved.json", *files):
+        (folder / file).write_bytes(b"x" * 100)
+        os.utime(folder / file, (moment, moment))
+    return folder
+
+
+def test_unfinished_uploads_are_collected_and_nothing_else(filled: Registry, bundle: Callable[[int], Path]) -> None:
+    day = timedelta(days=1)
+    old = torn(filled, "support/v4", ADAPTER_WEIGHTS, age=2 * day)
+    bare = torn(filled, "other/v1", age=2 * day)
+    young = torn(filled, "support/v5", ADAPTER_WEIGHTS)
+    found = filled.unfinished(day)
+    assert [(str(upload.id), upload.files, upload.size) for upload in found] == [
+        ("other@v1", (), 0),
+        ("support@v4", (ADAPTER_WEIGHTS,), 100),
+    ]
+    assert filled.version_ids() == [V1, V2, V3]
+    assert [filled.collect(upload) for upload in found] == [True, True]
+    assert (
+        {path.name for path in old.iterdir()} == {path.name for path in bare.iterdir()} == {"reserved.json", MANIFEST}
+    )
+    assert (young / ADAPTER_WEIGHTS).exists()
+    assert filled.unfinished(day) == []
+    assert Registry.open(filled.address).version_ids() == [V1, V2, V3]
+    with pytest.raises(UnknownModelError, match="support@v4"):
+        filled.get(VersionId("support", 4))
+    assert filled.publish(bundle(4), "support").id.number == 6
+    assert filled.publish(bundle(4), "other").id.number == 2
+    for version in filled.version_ids():
+        filled.verify(version)
+
+
+def test_a_publisher_whose_upload_was_given_up_is_told(
+    registry: Registry, bundle: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Store.write
+
+    def slow(self: Store, key: str, data: bytes | Path) -> None:
+        if key.endswith(ADAPTER_WEIGHTS):
+            (upload,) = registry.unfinished(timedelta())
+            assert registry.collect(upload)
+        real(self, key, data)
+
+    monkeypatch.setattr(Store, "write", slow)
+    with pytest.raises(ConflictError, match="the upload of support@v1 was given up by a clean-up: publish"):
+        registry.publish(bundle(1), "support")
+    assert registry.version_ids() == []
+    (left,) = registry.unfinished(timedelta())
+    assert registry.collect(left)
+    assert registry.unfinished(timedelta()) == []
+
+
+def test_a_clean_up_that_comes_too_late_takes_nothing(filled: Registry, bundle: Callable[[int], Path]) -> None:
+    torn(filled, "support/v4", ADAPTER_WEIGHTS)
+    (upload,) = filled.unfinished(timedelta())
+    (Path(filled.address) / "versions/support/v4" / MANIFEST).write_bytes((bundle(4) / MANIFEST).read_bytes())
+    assert not filled.collect(upload)
+    assert (Path(filled.address) / "versions/support/v4" / ADAPTER_WEIGHTS).exists()
+
+
+def test_a_disk_that_is_full_leaves_no_half_version(registry: Registry, tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "small")
+    tiny_bundle(tmp_path / "large", rank=64)
+    registry.publish(tmp_path / "small", "support")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        with pytest.raises(RegistryError, match=f"cannot be written at versions/support/v2/{ADAPTER_WEIGHTS}"):
+            registry.publish(tmp_path / "large", "support")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Registry.open(registry.address).version_ids() == [V1]
+    assert registry.verify(V1).id == V1
+    assert not (Path(registry.address) / "versions/support/v2" / ADAPTER_WEIGHTS).exists()
+    assert registry.publish(tmp_path / "large", "support").id == V3
 
 
 def test_a_missing_folder_is_refused_unless_it_may_be_made(tmp_path: Path) -> None:
@@ -265,43 +584,3 @@ def test_a_version_survives_text(name: str, number: int) -> None:
 def test_other_texts_are_no_version(text: str) -> None:
     with pytest.raises(BadRequestError):
         VersionId.parse(text)
-
-
-def test_nothing_was_served_before_nothing() -> None:
-    assert served_before([]) == []
-
-
-def _publish_and_promote(address: str, bundle: str, worker: int, rounds: int) -> tuple[list[str], int, int]:
-    registry = Registry.open(address)
-    published, moved, lost = [], 0, 0
-    for _ in range(rounds):
-        version = registry.publish(Path(bundle), "support", by=f"worker-{worker}").id
-        published.append(str(version))
-        try:
-            moved += registry.promote("support", version).by != ""
-        except ConflictError:
-            lost += 1
-    return published, moved, lost
-
-
-def test_many_processes_lose_and_overwrite_nothing(registry: Registry, tmp_path: Path) -> None:
-    workers, rounds = 4, 5
-    jobs = []
-    for worker in range(workers):
-        tiny_bundle(tmp_path / f"w{worker}", seed=worker)
-        jobs.append((registry.address, str(tmp_path / f"w{worker}"), worker, rounds))
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        results = pool.starmap(_publish_and_promote, jobs)
-    versions = registry.versions("support")
-    assert sorted(int(text.rsplit("v", 1)[1]) for found, _, _ in results for text in found) == list(range(1, 21))
-    assert [version.id.number for version in versions] == list(range(1, 21))
-    for version in versions:
-        worker = int(version.published_by.rsplit("-", 1)[1])
-        assert version.bundle.lineage["run"] == f"run-{worker}"
-        assert str(version.id) in results[worker][0]
-        registry.download(version, tmp_path / "check" / str(version.id))
-    history = registry.history("support")
-    assert [entry.number for entry in history] == list(range(1, len(history) + 1))
-    assert len(history) == sum(moved for _, moved, _ in results)
-    assert len(history) + sum(lost for _, _, lost in results) == workers * rounds
-    assert [entry.previous for entry in history] == [None, *(entry.version for entry in history[:-1])]
