@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError
-from serve.store import Store, Stored
+from serve.store import Store
 from serve.version_store import RETIRED, VersionStore, signed
 from serve.versions import (
     NAME,
@@ -157,13 +157,13 @@ class Registry(VersionStore):
         known = self._newest.get(alias, 0)
         # While the entry after the last one seen is missing, that one is the newest: no listing is needed.
         if not known or self._get(_entry_key(alias, known + 1)) is not None:
-            self._note(self._store.list(f"aliases/{alias}/", after=_entry_key(alias, known)))
+            self._note(self._store.keys(f"aliases/{alias}/", after=_entry_key(alias, known)))
         newest = self._newest.get(alias)
         return self._entry(alias, newest) if newest else None
 
     def aliases(self) -> dict[str, AliasEntry]:
         """Where every alias points now."""
-        self._note(self._store.list("aliases/"))
+        self._note(self._store.keys("aliases/"))
         newest = sorted(self._newest.items())
         self._load([_entry_key(alias, number) for alias, number in newest])
         return {alias: self._entry(alias, number) for alias, number in newest}
@@ -240,11 +240,15 @@ class Registry(VersionStore):
             raise RegistryError(f"registry {self.address}: {key}: is the entry of {entry.alias} {entry.number}")
         return entry
 
-    def _note(self, listed: Sequence[Stored]) -> None:
-        for stored in listed:
-            found = _ENTRY_KEY.fullmatch(stored.key)
-            if found and NAME.fullmatch(found[1]):
-                self._newest[found[1]] = max(self._newest.get(found[1], 0), int(found[2]))
+    def _note(self, keys: Sequence[str]) -> None:
+        """Takes in what a listing shows of the log's ends; a name that the allow-list refuses is none of ours."""
+        highest: dict[str, str] = {}
+        for key in filter(_ENTRY_KEY.fullmatch, keys):
+            _, alias, file = key.split("/")
+            highest[alias] = max(file, highest.get(alias, ""))
+        for alias, file in highest.items():
+            if NAME.fullmatch(alias):
+                self._newest[alias] = max(int(file.removesuffix(".json")), self._newest.get(alias, 0))
 
 
 def _entry_key(alias: str, number: int) -> str:

@@ -30,7 +30,7 @@ from typing import Self, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError
-from serve.store import Store, Stored
+from serve.store import Store, Stored, open_store
 from serve.versions import NAME, Reservation, Retirement, Version, VersionId, check_name
 from sft.adapter import MANIFEST, Bundle, verify_bundle
 from sft.errors import AdapterError
@@ -80,7 +80,7 @@ class VersionStore:
         Raises:
             RegistryError: the address cannot be used.
         """
-        return cls(Store.open(address, create=create))
+        return cls(open_store(address, create=create))
 
     def publish(self, bundle_folder: Path, name: str, *, by: str | None = None) -> Version:
         """Publishes a bundle as the next version of a name.
@@ -231,8 +231,9 @@ class VersionStore:
 
     def _give_up(self, version: VersionId, files: Iterable[str]) -> bool:
         prefix = _prefix(version)
+        manifest = f"{prefix}/{MANIFEST}"
         # Only one of this and the publisher's last step can win.
-        if not self._store.create(f"{prefix}/{MANIFEST}", GIVEN_UP):
+        if not self._store.create(manifest, GIVEN_UP) and self._store.read(manifest) != GIVEN_UP:
             return False
         self._store.delete([f"{prefix}/{file}" for file in files])
         return True
@@ -252,7 +253,7 @@ class VersionStore:
 
     def _version_files(self, prefix: str = "versions/") -> Iterator[tuple[VersionId, str, Stored]]:
         """Files of versions; a name that the allow-list refuses is none of ours."""
-        for stored in self._store.list(prefix):
+        for stored in self._store.listing(prefix):
             found = _VERSION_KEY.fullmatch(stored.key)
             if found and NAME.fullmatch(found[1]):
                 yield VersionId(found[1], int(found[2])), found[3], stored

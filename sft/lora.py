@@ -123,7 +123,7 @@ def read_settings(folder: Path) -> LoraSettings:
     rank, alpha, targets = (config.get(key) for key in ("r", "lora_alpha", "target_modules"))
     if type(rank) is not int or rank <= 0:
         raise AdapterError(f"{path}: r: is {_shown(rank)}; must be a positive integer")
-    if type(alpha) not in (int, float) or not 0 < alpha < 1e9:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < 1e9:
         raise AdapterError(f"{path}: lora_alpha: is {_shown(alpha)}; must be a positive number")
     names = [targets] if isinstance(targets, str) else targets
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):

@@ -150,7 +150,7 @@ def test_other_prompt_ids_than_in_training_are_refused(
 
 def test_all_reasons_are_told(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundle", rank=9, base_fingerprint="0" * 64)
-    with pytest.raises(VersionRefusedError, match=r"another base .*; its rank 9"):
+    with pytest.raises(VersionRefusedError, match=r"another base .*; rank: its rank 9"):
         LIMITS.check(V1, bundle)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError
 from serve.registry import Registry
-from serve.store import Store, Stored
+from serve.store import FolderStore
 from serve.versions import AliasState, Canary, Shadow, VersionId, check_name
 from sft.adapter import ADAPTER_WEIGHTS, MANIFEST, verify_bundle
 from sft.errors import AdapterError
@@ -177,11 +177,12 @@ def test_a_move_that_lost_the_race_is_told(filled: Registry, monkeypatch: pytest
     other = Registry.open(filled.address)
     other.promote("support", V2)
     monkeypatch.setattr(filled, "alias", lambda _: stale)
-    for move in (
+    moves: list[Callable[[], object]] = [
         lambda: filled.promote("support", V3),
         lambda: filled.canary("support", V3, 0.5),
         lambda: filled.shadow("support", V3, 0.5),
-    ):
+    ]
+    for move in moves:
         with pytest.raises(ConflictError, match="someone else moved support"):
             move()
     assert [entry.version for entry in other.history("support")] == [V1, V2]
@@ -348,12 +349,13 @@ def test_a_retired_version_is_out_for_good(filled: Registry) -> None:
     assert other.retirement(V1) == retired
     assert other.contents().retired == {V1}
     assert V1 in other.contents().versions
-    for move in (
+    moves: list[Callable[[], object]] = [
         lambda: other.promote("live", V1),
         lambda: other.canary("live", V1, 0.1),
         lambda: other.shadow("live", V1, 0.1),
         lambda: other.rollback("live"),
-    ):
+    ]
+    for move in moves:
         with pytest.raises(BadRequestError, match=r"support@v1.* is retired"):
             move()
     with pytest.raises(UnknownModelError, match="support@v9"):
@@ -386,7 +388,7 @@ def test_a_change_whose_token_is_not_written_is_a_change_still(
     def fail(*_: object) -> None:
         raise RegistryError("slow down")
 
-    monkeypatch.setattr(Store, "write", fail)
+    monkeypatch.setattr(FolderStore, "write", fail)
     assert filled.promote("live", V1).number == 1
     assert "later than usual: slow down" in caplog.text
 
@@ -394,14 +396,14 @@ def test_a_change_whose_token_is_not_written_is_a_change_still(
 def test_the_newest_entry_is_found_without_listing_the_log(filled: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in (V1, V2):
         filled.promote("live", version)
-    listed: list[str | None] = []
-    real = Store.list
+    listed: list[str] = []
+    real = FolderStore.keys
 
-    def counted(self: Store, prefix: str, *, after: str | None = None) -> list[Stored]:
+    def counted(self: FolderStore, prefix: str, *, after: str = "") -> list[str]:
         listed.append(after)
         return real(self, prefix, after=after)
 
-    monkeypatch.setattr(Store, "list", counted)
+    monkeypatch.setattr(FolderStore, "keys", counted)
     reader = Registry.open(filled.address)
     for _ in range(3):
         assert reader.alias("live") == filled.alias("live")
@@ -452,15 +454,15 @@ def test_unfinished_uploads_are_collected_and_nothing_else(filled: Registry, bun
 def test_a_publisher_whose_upload_was_given_up_is_told(
     registry: Registry, bundle: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Store.write
+    real = FolderStore.write
 
-    def slow(self: Store, key: str, data: bytes | Path) -> None:
+    def slow(self: FolderStore, key: str, data: bytes | Path) -> None:
         if key.endswith(ADAPTER_WEIGHTS):
             (upload,) = registry.unfinished(timedelta())
             assert registry.collect(upload)
         real(self, key, data)
 
-    monkeypatch.setattr(Store, "write", slow)
+    monkeypatch.setattr(FolderStore, "write", slow)
     with pytest.raises(ConflictError, match="the upload of support@v1 was given up by a clean-up: publish"):
         registry.publish(bundle(1), "support")
     assert registry.version_ids() == []

@@ -13,7 +13,7 @@ import pytest
 from jobs import adapters
 from serve.errors import BadRequestError, RegistryError, UnknownModelError
 from serve.registry import Registry
-from serve.store import Store
+from serve.store import open_store
 from serve.versions import VersionId
 from sft.adapter import ADAPTER_WEIGHTS, verify_bundle
 from sft.errors import AdapterError
@@ -67,7 +67,7 @@ def test_a_whole_life(address: str, tmp_path: Path) -> None:
 
 
 def test_damage_and_gaps(address: str, tmp_path: Path) -> None:
-    registry, store = Registry.open(address), Store.open(address)
+    registry, store = Registry.open(address), open_store(address)
     tiny_bundle(tmp_path / "b")
     registry.publish(tmp_path / "b", "support")
     store.write(f"versions/support/v1/{ADAPTER_WEIGHTS}", b"torn")
@@ -105,7 +105,7 @@ def test_processes_lose_and_overwrite_nothing(address: str, tmp_path: Path) -> N
 
 
 def test_a_large_file_is_sent_in_parts(address: str, tmp_path: Path) -> None:
-    store = Store.open(address)
+    store = open_store(address)
     content = os.urandom(11_000_000)
     (tmp_path / "large").write_bytes(content)
     store.write("large", tmp_path / "large")

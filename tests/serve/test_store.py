@@ -6,15 +6,20 @@ from typing import Any
 import obstore
 import pytest
 from obstore.exceptions import AlreadyExistsError
-from obstore.store import AzureStore, GCSStore, S3Store
+from obstore.store import AzureStore, GCSStore, MemoryStore, S3Store
 
 from serve.errors import RegistryError
-from serve.store import Store
+from serve.store import BucketStore, Store, open_store
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store.open(tmp_path / "store", create=True)
+    return open_store(tmp_path / "store", create=True)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def any_store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store(tmp_path / "any", create=True) if request.param == "folder" else BucketStore("b", MemoryStore())
 
 
 @pytest.mark.parametrize(
@@ -37,12 +42,14 @@ def store(tmp_path: Path) -> Store:
     ],
 )
 def test_an_address_names_its_store(
-    address: str, environment: dict[str, str], kind: type, place: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    address: str, environment: dict[str, str], kind: Any, place: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    opened: Any = Store.open(address)._store
-    assert type(opened) is kind
+    store = open_store(address)
+    assert isinstance(store, BucketStore)
+    opened = store._store
+    assert isinstance(opened, kind)
     assert opened.prefix == "team/adapters"
     assert opened.config.items() >= place.items()
 
@@ -59,24 +66,25 @@ def test_an_address_names_its_store(
 )
 def test_an_address_that_cannot_be_used_says_why(address: str, words: str) -> None:
     with pytest.raises(RegistryError, match=words) as caught:
-        Store.open(address)
+        open_store(address)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_folder_is_an_address_too(tmp_path: Path) -> None:
-    Store.open(f"file://{tmp_path}/a", create=True).write("k", b"1")
-    assert Store.open(tmp_path / "a").read("k") == b"1"
+    open_store(f"file://{tmp_path}/a", create=True).write("k", b"1")
+    assert open_store(tmp_path / "a").read("k") == b"1"
 
 
-def test_only_the_first_writer_creates(store: Store) -> None:
-    assert store.create("a/k", b"1")
-    assert not store.create("a/k", b"2")
-    assert store.read("a/k") == b"1"
-    assert store.read("a/other") is None
-    assert store.read_all(["a/k", "a/other"]) == [b"1", None]
+def test_only_the_first_writer_creates(any_store: Store) -> None:
+    assert any_store.create("a/k", b"1")
+    assert not any_store.create("a/k", b"2")
+    assert any_store.read("a/k") == b"1"
+    assert any_store.read("a/other") is None
+    assert any_store.read_all(["a/k", "a/other"]) == [b"1", None]
 
 
-def test_a_writer_whose_answer_got_lost_finds_its_own_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_writer_whose_answer_got_lost_finds_its_own_object(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = BucketStore("memory", MemoryStore())
     real = obstore.put
 
     def repeated(*arguments: Any, **options: Any) -> None:
@@ -87,22 +95,37 @@ def test_a_writer_whose_answer_got_lost_finds_its_own_object(store: Store, monke
     assert store.create("k", b"mine")
 
 
-def test_listings_are_of_what_is_below(store: Store) -> None:
+def test_what_is_on_its_way_is_no_object(store: Store) -> None:
+    store.write("a/k", b"1")
+    assert [path.name for path in Path(store.address).rglob("*")] == ["a", "k"]
+    (Path(store.address) / "a/.k2-0123").write_bytes(b"a killed writer's")
+    assert store.keys("") == ["a/k"]
+
+
+def test_a_link_to_a_folder_is_not_followed(store: Store) -> None:
+    store.write("a/k", b"1")
+    (Path(store.address) / "a/loop").symlink_to(store.address)
+    assert sorted(store.keys("")) == ["a/k", "a/loop"]
+    assert store.folders("a/") == []
+
+
+def test_listings_are_of_what_is_below(any_store: Store) -> None:
     for key in ("a/1", "a/2", "a/b/3", "a-b/4", "c"):
-        store.write(key, b"x")
-    assert {stored.key: stored.size for stored in store.list("a/")} == {"a/1": 1, "a/2": 1, "a/b/3": 1}
-    assert [stored.key for stored in store.list("a/", after="a/2")] == ["a/b/3"]
-    assert store.list("nothing/") == []
-    assert sorted(store.folders("")) == ["a", "a-b"]
-    assert store.folders("a/") == ["b"]
-    store.delete(["a/1", "a/1", "a/nothing"])
-    assert store.read("a/1") is None
+        any_store.write(key, b"x")
+    assert {stored.key: stored.size for stored in any_store.listing("a/")} == {"a/1": 1, "a/2": 1, "a/b/3": 1}
+    assert sorted(any_store.keys("a/")) == ["a/1", "a/2", "a/b/3"]
+    assert any_store.keys("a/", after="a/2") == ["a/b/3"]
+    assert (any_store.listing("nothing/"), any_store.keys("nothing/"), any_store.folders("nothing/")) == ([], [], [])
+    assert sorted(any_store.folders("")) == ["a", "a-b"]
+    assert any_store.folders("a/") == ["b"]
+    any_store.delete(["a/1", "a/1", "a/nothing"])
+    assert any_store.read("a/1") is None
 
 
 def test_a_store_that_went_away_is_no_empty_one(store: Store) -> None:
     store.write("a/k", b"1")
     Path(store.address).rename(f"{store.address}-away")
-    for read in (lambda: store.list("a/"), lambda: store.folders(""), lambda: store.read("a/k")):
+    for read in (lambda: store.listing("a/"), lambda: store.folders(""), lambda: store.read("a/k")):
         with pytest.raises(RegistryError, match="the folder is gone"):
             read()
 

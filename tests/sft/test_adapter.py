@@ -126,6 +126,14 @@ def config(**settings: Any) -> Damage:
     return damage
 
 
+def raw_config(text: str) -> Damage:
+    def damage(folder: Path) -> None:
+        (folder / ADAPTER_CONFIG).write_text(text)
+        resign(folder)
+
+    return damage
+
+
 def manifest(**fields: Any) -> Damage:
     def damage(folder: Path) -> None:
         path = folder / MANIFEST
@@ -216,11 +224,11 @@ CORRUPTED: dict[str, tuple[Damage, str]] = {
     "another template in the manifest": (manifest(template_fingerprint="0" * 64), f"{TEMPLATE}: the template is not"),
     # The adapter's config
     "config that is no JSON": (
-        lambda folder: ((folder / ADAPTER_CONFIG).write_text("{"), resign(folder)),
+        raw_config("{"),
         f"{ADAPTER_CONFIG}: not readable as JSON",
     ),
     "config that is a list": (
-        lambda folder: ((folder / ADAPTER_CONFIG).write_text("[]"), resign(folder)),
+        raw_config("[]"),
         f"{ADAPTER_CONFIG}: not a PEFT LoRA configuration",
     ),
     "not LoRA": (config(peft_type="IA3"), f'{ADAPTER_CONFIG}: peft_type: is "IA3"; only LORA'),
