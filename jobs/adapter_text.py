@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -20,7 +21,29 @@ SHORT = 12
 NOTHING = "-"
 
 
-def version_table(versions: Sequence[Version], contents: Contents) -> Table:
+@dataclass(frozen=True)
+class Rows:
+    """A table: rows of as many cells as there are headings."""
+
+    headings: tuple[str, ...]
+    rows: list[list[str]]
+
+    def table(self) -> Table:
+        """For a terminal, whose width it fits."""
+        table = Table(*self.headings, box=None, pad_edge=False, header_style="bold")
+        for row in self.rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def text(self) -> str:
+        """For a file or a program: a line a row, nothing cut or wrapped."""
+        lines = [list(self.headings), *self.rows]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = ("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+        return "\n".join(line.rstrip() for line in padded)
+
+
+def version_table(versions: Sequence[Version], contents: Contents) -> Rows:
     """One line a version, with what it serves."""
     serving: dict[VersionId, list[str]] = {}
     for alias, entry in contents.aliases.items():
@@ -38,33 +61,33 @@ def version_table(versions: Sequence[Version], contents: Contents) -> Table:
         ]
         for version in versions
     ]
-    return _table(["VERSION", "ALIASES", "BASE", "RANK", "SIZE", "PUBLISHED", "BY"], rows)
+    return _rows(("VERSION", "ALIASES", "BASE", "RANK", "SIZE", "PUBLISHED", "BY"), rows)
 
 
-def alias_table(aliases: Mapping[str, AliasEntry]) -> Table:
+def alias_table(aliases: Mapping[str, AliasEntry]) -> Rows:
     """One line an alias, with all that it serves."""
     rows = [
         [alias, str(entry.version), *_parts(entry), str(entry.number), when(entry.at), entry.by]
         for alias, entry in aliases.items()
     ]
-    return _table(["ALIAS", "SERVES", "CANARY", "SHADOW", "ENTRY", "SINCE", "BY"], rows)
+    return _rows(("ALIAS", "SERVES", "CANARY", "SHADOW", "ENTRY", "SINCE", "BY"), rows)
 
 
-def history_table(entries: Iterable[AliasEntry]) -> Table:
+def history_table(entries: Iterable[AliasEntry]) -> Rows:
     """One line an entry, with the whole state after it."""
     rows = [
         [str(entry.number), entry.action, str(entry.version), *_parts(entry), when(entry.at), entry.by, entry.reason]
         for entry in entries
     ]
-    return _table(["ENTRY", "ACTION", "SERVES", "CANARY", "SHADOW", "AT", "BY", "REASON"], rows)
+    return _rows(("ENTRY", "ACTION", "SERVES", "CANARY", "SHADOW", "AT", "BY", "REASON"), rows)
 
 
-def unfinished_table(uploads: Iterable[Unfinished]) -> Table:
+def unfinished_table(uploads: Iterable[Unfinished]) -> Rows:
     """One line an unfinished upload."""
     rows = [
         [str(upload.id), str(len(upload.files)), size_text(upload.size), when(upload.modified)] for upload in uploads
     ]
-    return _table(["UPLOAD", "FILES", "SIZE", "LAST TOUCHED"], rows)
+    return _rows(("UPLOAD", "FILES", "SIZE", "LAST TOUCHED"), rows)
 
 
 def version_text(version: Version, naming: Mapping[str, AliasEntry], retirement: Retirement | None) -> str:
@@ -138,11 +161,8 @@ def _signed(record: Retirement) -> str:
     return f"{when(record.at)} by {record.by}" + (f": {record.reason}" if record.reason else "")
 
 
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(*headings, box=None, pad_edge=False, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(_plain(cell)) for cell in row))
-    return table
+def _rows(headings: tuple[str, ...], rows: Iterable[Sequence[str]]) -> Rows:
+    return Rows(headings, [[_plain(cell) for cell in row] for row in rows])
 
 
 def _plain(text: Any) -> str:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
-from rich.console import Console, Group
+from rich.console import Console
 
 from jobs.adapter_text import (
+    Rows,
     alias_table,
     described,
     history_table,
@@ -32,11 +33,11 @@ from serve.versions import AliasEntry, Version, VersionId
 from sft.adapter import verify_bundle
 from sft.errors import AdapterError, ConfigError
 
-Answer = tuple[Any, Any]
-"""What a command found or changed: as plain data for `--json`, and as something that rich prints."""
+Answer = tuple[Any, "str | list[str | Rows]"]
+"""What a command found or changed: as plain data for `--json`, and as text and tables for people."""
 
-WIDE = 400
-"""Columns of a table that goes to a file or a program, where nothing must be cut or wrapped."""
+FITTED_ROWS = 200
+"""Longer tables are printed as they are also in a terminal: to fit them takes longer than to read the registry."""
 
 
 class RegistryConfig(BaseModel):
@@ -73,9 +74,8 @@ def _list(_: argparse.Namespace, config: RegistryConfig) -> Answer:
     }
     if not contents.versions:
         return data, "the registry holds no versions yet; add one with publish"
-    parts: list[Any] = [version_table(versions, contents)]
-    parts += ["", alias_table(contents.aliases)] if contents.aliases else ["no alias is promoted yet"]
-    return data, Group(*parts, *damaged)
+    aliases = ["", alias_table(contents.aliases)] if contents.aliases else ["no alias is promoted yet"]
+    return data, [version_table(versions, contents), *aliases, *damaged]
 
 
 def _show(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
@@ -98,7 +98,7 @@ def _history(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     entries = _registry(config).history(arguments.alias)
     if not entries:
         raise UnknownModelError(f"there is no alias {arguments.alias}; list shows those that there are")
-    return [entry.model_dump(mode="json") for entry in entries], history_table(entries)
+    return [entry.model_dump(mode="json") for entry in entries], [history_table(entries)]
 
 
 def _verify(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
@@ -177,7 +177,7 @@ def _gc(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     if arguments.delete:
         return data, f"unfinished uploads given up: {len(gone)}; deleted {size}"
     advice = f"unfinished uploads: {len(found)}, {size}; nothing was deleted: --delete does it"
-    return data, Group(unfinished_table(found), advice)
+    return data, [unfinished_table(found), advice]
 
 
 _REASON = ("--reason", {"default": "", "metavar": "TEXT", "help": "why; kept with the change"})
@@ -277,14 +277,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _print(shown: Any) -> None:
-    if isinstance(shown, str) or sys.stdout.isatty():
-        Console(highlight=False, soft_wrap=isinstance(shown, str)).print(shown, markup=False)
-        return
-    console = Console(highlight=False, width=WIDE)
-    with console.capture() as captured:
-        console.print(shown, markup=False)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+def _print(shown: str | list[str | Rows]) -> None:
+    console = Console(highlight=False)
+    for part in [shown] if isinstance(shown, str) else shown:
+        if isinstance(part, str):
+            print(part)
+        elif console.is_terminal and len(part.rows) <= FITTED_ROWS:
+            console.print(part.table())
+        else:
+            print(part.text())
 
 
 def _registry(config: RegistryConfig, *, create: bool = False) -> Registry:

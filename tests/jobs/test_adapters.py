@@ -165,6 +165,17 @@ def test_a_reason_cannot_move_the_cursor(filled: Job) -> None:
     assert filled("history", "support").splitlines()[1].endswith("[red]?[2J wiped?out[/red]")
 
 
+def test_a_terminal_gets_a_table_that_fits(filled: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled("promote", "support@v1", "--reason", "[red]because[/red]")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    text = filled("history", "support")
+    assert "[red]" in text
+    assert max(len(re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in text.splitlines()) <= 60
+    monkeypatch.setattr(adapters, "FITTED_ROWS", 0)
+    assert "[red]because[/red]" in filled("history", "support")
+
+
 def test_retire_ends_a_version(filled: Job) -> None:
     assert filled("retire", "support@v1", "--reason", "wrong answers").startswith("support@v1 is retired: it cannot be")
     assert re.fullmatch(
