@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError
+from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError, VersionRefusedError
 from serve.store import Store
 from serve.version_store import RETIRED, VersionStore, signed
 from serve.versions import (
@@ -27,6 +27,7 @@ from serve.versions import (
     with_canary,
     with_shadow,
 )
+from sft.errors import AdapterError
 
 _ENTRY_KEY = re.compile(r"aliases/([^/]+)/([0-9]{8})\.json")
 
@@ -65,7 +66,7 @@ class Registry(VersionStore):
 
         Raises:
             UnknownModelError: there is no such version.
-            AdapterError: the version is damaged in the registry.
+            VersionRefusedError: the version is damaged in the registry.
             BadRequestError: the version is retired.
             ConflictError: someone else moved the alias at the same moment.
         """
@@ -83,7 +84,7 @@ class Registry(VersionStore):
 
         Raises:
             UnknownModelError: there is no such version or alias.
-            AdapterError: the version is damaged in the registry.
+            VersionRefusedError: the version is damaged in the registry.
             BadRequestError: the weight is not from 0 to 1, or the version is retired or the stable one already.
             ConflictError: someone else moved the alias at the same moment.
         """
@@ -99,7 +100,7 @@ class Registry(VersionStore):
 
         Raises:
             UnknownModelError: there is no such version or alias.
-            AdapterError: the version is damaged in the registry.
+            VersionRefusedError: the version is damaged in the registry.
             BadRequestError: the share is not from 0 to 1, or the version is retired or the stable one already.
             ConflictError: someone else moved the alias at the same moment.
         """
@@ -183,10 +184,13 @@ class Registry(VersionStore):
 
     def _admit(self, version: VersionId) -> None:
         """Refuses a version that no alias may name."""
-        self.get(version)
-        if self.retirement(version):
-            raise BadRequestError(f"{version} is retired, for good; publish its bundle again to use it")
-        self.verify(version)
+        try:
+            self.get(version)
+            if self.retirement(version):
+                raise BadRequestError(f"{version} is retired, for good; publish its bundle again to use it")
+            self.verify(version)
+        except AdapterError as error:
+            raise VersionRefusedError(str(error)) from None
 
     def _tried(self, alias: str, version: VersionId, share: float, what: str) -> AliasEntry:
         """Checks what canary and shadow have in common; returns the alias's entry to go on from."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError
+from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError, VersionRefusedError
 from serve.registry import Registry
 from serve.store import FolderStore
 from serve.versions import AliasState, Canary, Shadow, VersionId
@@ -213,6 +213,8 @@ def test_no_alias_is_given_a_version_that_fails_verification(filled: Registry) -
     ):
         with pytest.raises(AdapterError, match=f"^support@v2 is damaged in the registry: {ADAPTER_WEIGHTS}: the file"):
             move()
+    with pytest.raises(VersionRefusedError):
+        filled.promote("live", V2)
     assert len(filled.history("live")) == 1
     assert filled.verify(V1).id == V1
 
