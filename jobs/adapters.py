@@ -1,4 +1,4 @@
-"""Looks after a registry of adapters: lists, shows, verifies, publishes, promotes and rolls back."""
+"""Looks after a registry of adapters: what there is and who moved what; publishes, proves, promotes, retires."""
 
 from __future__ import annotations
 
@@ -7,20 +7,37 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Console
 
+from jobs.adapter_text import (
+    Rows,
+    alias_table,
+    described,
+    history_table,
+    moved,
+    size_text,
+    unfinished_table,
+    version_table,
+    version_text,
+    when,
+)
 from jobs.cli import configure, parser, run
-from serve.errors import UnknownModelError
+from serve.errors import BadRequestError, UnknownModelError
 from serve.registry import Registry
 from serve.versions import AliasEntry, Version, VersionId
-from sft.adapter import Bundle, verify_bundle
-from sft.errors import ConfigError
+from sft.adapter import verify_bundle
+from sft.errors import AdapterError, ConfigError
 
-Answer = tuple[Any, str]
-"""What a command found or changed: as plain data for `--json`, and as text."""
+Answer = tuple[Any, "str | list[str | Rows]"]
+"""What a command found or changed: as plain data for `--json`, and as text and tables for people."""
+
+FITTED_ROWS = 200
+"""Longer tables are printed as they are also in a terminal: to fit them takes longer than to read the registry."""
 
 
 class RegistryConfig(BaseModel):
@@ -28,7 +45,7 @@ class RegistryConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    registry: str | None = Field(None, description="Registry of adapters: a folder, s3://, gs:// or az://.")
+    registry: str | None = Field(None, description="Registry of adapters: a folder, s3://, gs://, az:// or abfss://.")
 
 
 @dataclass(frozen=True)
@@ -42,107 +59,196 @@ class Command:
 
 def _list(_: argparse.Namespace, config: RegistryConfig) -> Answer:
     registry = _registry(config)
-    aliases = registry.aliases()
-    versions = [version for name in registry.names() for version in registry.versions(name)]
-    pointing = {v.id: ", ".join(a for a, entry in aliases.items() if entry.version == v.id) for v in versions}
+    contents = registry.contents()
+    registry.preload(contents.versions)
+    versions, damaged = [], []
+    for version in sorted(contents.versions):
+        try:
+            versions.append(registry.get(version))
+        except AdapterError as error:
+            damaged.append(str(error))
     data = {
-        "aliases": {alias: str(entry.version) for alias, entry in aliases.items()},
-        "versions": [_version_data(version) for version in versions],
+        "aliases": {alias: entry.model_dump(mode="json") for alias, entry in contents.aliases.items()},
+        "versions": [{**_version_data(version), "retired": version.id in contents.retired} for version in versions],
+        "damaged": damaged,
     }
-    rows = [
-        [str(v.id), pointing[v.id], v.bundle.base_model, str(v.bundle.rank), _when(v.published_at), v.published_by]
-        for v in versions
-    ]
-    if not rows:
-        return data, "the registry holds no versions yet"
-    return data, _table(["VERSION", "ALIASES", "BASE", "RANK", "PUBLISHED", "BY"], rows)
+    if not contents.versions:
+        return data, "the registry holds no versions yet; add one with publish"
+    aliases = ["", alias_table(contents.aliases)] if contents.aliases else ["no alias is promoted yet"]
+    return data, [version_table(versions, contents), *aliases, *damaged]
 
 
 def _show(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     registry = _registry(config)
-    version = registry.get(_version(registry, arguments.version))
-    bundle = version.bundle
-    lines = [
-        f"{version.id}",
-        f"  published  {_when(version.published_at)} by {version.published_by}",
-        f"  digest     {version.digest}",
-        f"  base       {bundle.base_model} ({bundle.base_fingerprint[:16]})",
-        f"  template   {bundle.template_fingerprint[:16]}",
-        f"  rank       {bundle.rank} on {', '.join(bundle.target_modules)}",
-        f"  files      {', '.join(f'{name} ({file.size:,} bytes)' for name, file in bundle.files.items())}",
-        "  lineage",
-        *(f"    {line}" for line in json.dumps(bundle.lineage, indent=2, sort_keys=True).splitlines()),
-    ]
-    return {**_version_data(version), "lineage": bundle.lineage}, "\n".join(lines)
+    aliases = registry.aliases()
+    version = registry.get(_version(aliases, arguments.version))
+    retirement = registry.retirement(version.id)
+    naming = {alias: entry for alias, entry in aliases.items() if version.id in entry.parts()}
+    data = {
+        **_version_data(version),
+        "aliases": {alias: entry.parts()[version.id] for alias, entry in naming.items()},
+        "retired": retirement.model_dump(mode="json") if retirement else None,
+        "files": {name: file.model_dump() for name, file in version.bundle.files.items()},
+        "lineage": version.bundle.lineage,
+    }
+    return data, version_text(version, naming, retirement)
 
 
 def _history(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     entries = _registry(config).history(arguments.alias)
     if not entries:
-        raise UnknownModelError(f"there is no alias {arguments.alias}")
-    rows = [
-        [str(e.number), e.action, str(e.version), str(e.previous or "-"), _when(e.at), e.by, e.reason] for e in entries
-    ]
-    headings = ["ENTRY", "ACTION", "VERSION", "BEFORE", "AT", "BY", "REASON"]
-    return [entry.model_dump(mode="json") for entry in entries], _table(headings, rows)
+        raise UnknownModelError(f"there is no alias {arguments.alias}; list shows those that there are")
+    return [entry.model_dump(mode="json") for entry in entries], [history_table(entries)]
 
 
-def _verify(arguments: argparse.Namespace, _: RegistryConfig) -> Answer:
-    bundle = verify_bundle(arguments.folder)
-    data = {"folder": str(arguments.folder), "base_model": bundle.base_model, "rank": bundle.rank}
-    return data, f"{arguments.folder} is whole and sound: {_described(bundle)}"
+def _verify(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
+    what: str = arguments.bundle
+    if "@" in what and not Path(what).exists():
+        bundle = _registry(config).verify(VersionId.parse(what)).bundle
+    else:
+        bundle = verify_bundle(Path(what))
+    data = {"verified": what, "base_model": bundle.base_model, "rank": bundle.rank}
+    return data, f"{what} is whole and sound: {described(bundle)}"
 
 
 def _publish(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     version = _registry(config, create=True).publish(arguments.folder, arguments.name)
-    text = f"published {version.id}: {_described(version.bundle)}"
+    text = f"published {version.id}: {described(version.bundle)}"
     return _version_data(version), f"{text}\nno alias moved; to serve it: promote {version.id}"
 
 
 def _promote(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    registry = _registry(config)
     version = VersionId.parse(arguments.version)
     alias = arguments.alias or version.name
-    before = registry.alias(alias)
-    entry = registry.promote(alias, version, reason=arguments.reason)
-    return entry.model_dump(mode="json"), _moved(entry, before)
+    return _move(config, alias, lambda registry: registry.promote(alias, version, reason=arguments.reason))
+
+
+def _canary(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
+    alias, version = arguments.alias, VersionId.parse(arguments.version)
+    weight, reason = arguments.weight, arguments.reason
+    return _move(config, alias, lambda registry: registry.canary(alias, version, weight, reason=reason))
+
+
+def _shadow(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
+    alias, version = arguments.alias, VersionId.parse(arguments.version)
+    share, reason = arguments.share, arguments.reason
+    return _move(config, alias, lambda registry: registry.shadow(alias, version, share, reason=reason))
 
 
 def _rollback(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
+    alias = arguments.alias
+    return _move(config, alias, lambda registry: registry.rollback(alias, reason=arguments.reason))
+
+
+def _move(config: RegistryConfig, alias: str, act: Callable[[Registry], AliasEntry]) -> Answer:
     registry = _registry(config)
-    before = registry.alias(arguments.alias)
-    entry = registry.rollback(arguments.alias, reason=arguments.reason)
-    return entry.model_dump(mode="json"), _moved(entry, before)
+    before = registry.alias(alias)
+    entry = act(registry)
+    return entry.model_dump(mode="json"), moved(entry, before)
 
 
-_REASON = ("--reason", {"default": "", "metavar": "TEXT", "help": "kept in the alias's history"})
+def _retire(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
+    registry = _registry(config)
+    version = VersionId.parse(arguments.version)
+    before = registry.retirement(version)
+    record = registry.retire(version, reason=arguments.reason)
+    data = {"version": str(version), **record.model_dump(mode="json")}
+    if before:
+        return data, f"{version} was retired already, by {before.by} on {when(before.at)}; nothing changed"
+    return data, f"{version} is retired: it cannot be promoted any more, and new requests for it are refused"
+
+
+def _gc(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
+    if not arguments.older_than >= 0:
+        raise BadRequestError(f"--older_than {arguments.older_than}: must be a number of hours from 0")
+    registry = _registry(config)
+    found = registry.unfinished(timedelta(hours=arguments.older_than))
+    gone = [upload for upload in found if arguments.delete and registry.collect(upload)]
+    data = {
+        "deleted": arguments.delete,
+        "unfinished": [
+            {"version": str(upload.id), "files": upload.files, "bytes": upload.size, "touched": when(upload.modified)}
+            for upload in (gone if arguments.delete else found)
+        ],
+    }
+    if not found:
+        return data, f"no unfinished upload is older than {arguments.older_than:g} hours; nothing to clean up"
+    size = size_text(sum(upload.size for upload in (gone if arguments.delete else found)))
+    if arguments.delete:
+        return data, f"unfinished uploads given up: {len(gone)}; deleted {size}"
+    advice = f"unfinished uploads: {len(found)}, {size}; nothing was deleted: --delete does it"
+    return data, [unfinished_table(found), advice]
+
+
+_REASON = ("--reason", {"default": "", "metavar": "TEXT", "help": "why; kept with the change"})
+_VERSION = ("version", {"metavar": "NAME@vN"})
 _ALIAS = ("alias", {"metavar": "ALIAS"})
-_FOLDER = ("folder", {"metavar": "FOLDER", "type": Path, "help": "an adapter bundle, as a run writes it"})
+_OF_ALIAS = ("--alias", {"required": True, "metavar": "ALIAS", "help": "the alias whose sessions are split"})
 
 COMMANDS = {
-    "list": Command("all versions, and the aliases that point at them", _list),
+    "list": Command("all versions and aliases, and which serves which", _list),
     "show": Command(
-        "one version and its lineage",
+        "one version: its base, files, lineage, and the aliases that name it",
         _show,
-        (("version", {"metavar": "MODEL", "help": "NAME@vN, or an alias"}),),
+        (("version", {"metavar": "MODEL", "help": "NAME@vN, or an alias for its stable version"}),),
     ),
-    "verify": Command("check a bundle's hashes, shapes and numbers", _verify, (_FOLDER,)),
+    "history": Command("all moves of an alias: who, when and why", _history, (_ALIAS,)),
+    "verify": Command(
+        "check a bundle's files, hashes, settings, shapes and numbers",
+        _verify,
+        (
+            (
+                "bundle",
+                {"metavar": "FOLDER|NAME@vN", "help": "a bundle's folder, or a version, whose files are read back"},
+            ),
+        ),
+    ),
     "publish": Command(
         "add a bundle as the next version of a name",
         _publish,
-        (_FOLDER, ("--name", {"required": True, "metavar": "NAME", "help": "the adapter's name"})),
+        (
+            ("folder", {"metavar": "FOLDER", "type": Path, "help": "an adapter bundle, as a run writes it"}),
+            ("--name", {"required": True, "metavar": "NAME", "help": "the adapter's name"}),
+        ),
     ),
     "promote": Command(
-        "point an alias at a version",
+        "point an alias at a version, for all sessions; ends its canary",
         _promote,
+        (_VERSION, ("--alias", {"metavar": "ALIAS", "help": "by default the version's name"}), _REASON),
+    ),
+    "canary": Command(
+        "give a share of an alias's sessions to a version on trial",
+        _canary,
         (
-            ("version", {"metavar": "NAME@vN"}),
-            ("--alias", {"metavar": "ALIAS", "help": "by default the version's name"}),
+            _VERSION,
+            _OF_ALIAS,
+            ("--weight", {"required": True, "type": float, "metavar": "W", "help": "0.1 is 10 %%; 0 ends the trial"}),
             _REASON,
         ),
     ),
-    "rollback": Command("point an alias back at the version that it served before", _rollback, (_ALIAS, _REASON)),
-    "history": Command("all moves of an alias", _history, (_ALIAS,)),
+    "shadow": Command(
+        "send copies of a share of an alias's sessions to a version; its answers go to nobody",
+        _shadow,
+        (
+            _VERSION,
+            _OF_ALIAS,
+            ("--share", {"required": True, "type": float, "metavar": "S", "help": "0.1 is 10 %%; 0 ends it"}),
+            _REASON,
+        ),
+    ),
+    "rollback": Command("undo an alias's last promote, canary or shadow", _rollback, (_ALIAS, _REASON)),
+    "retire": Command("end a version: no alias may name it again, no request get it", _retire, (_VERSION, _REASON)),
+    "gc": Command(
+        "find uploads that never became whole, and delete them on request",
+        _gc,
+        (
+            (
+                "--older_than",
+                {"type": float, "default": 24.0, "metavar": "HOURS", "help": "untouched for so long (default: 24)"},
+            ),
+            ("--delete", {"action": "store_true", "help": "delete them, rather than only show them"}),
+        ),
+    ),
 }
 
 
@@ -163,9 +269,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.add_argument(argument, **options)
     made.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments, config = configure(made, RegistryConfig, words[1:])
-    data, text = command.answer(arguments, config)
-    print(json.dumps(data, indent=2) if arguments.json else text)
+    data, shown = command.answer(arguments, config)
+    if arguments.json:
+        print(json.dumps(data, indent=2))
+    else:
+        _print(shown)
     return 0
+
+
+def _print(shown: str | list[str | Rows]) -> None:
+    console = Console(highlight=False)
+    for part in [shown] if isinstance(shown, str) else shown:
+        if isinstance(part, str):
+            print(part)
+        elif console.is_terminal and len(part.rows) <= FITTED_ROWS:
+            console.print(part.table())
+        else:
+            print(part.text())
 
 
 def _registry(config: RegistryConfig, *, create: bool = False) -> Registry:
@@ -174,39 +294,25 @@ def _registry(config: RegistryConfig, *, create: bool = False) -> Registry:
     return Registry.open(config.registry, create=create)
 
 
-def _version(registry: Registry, text: str) -> VersionId:
+def _version(aliases: dict[str, AliasEntry], text: str) -> VersionId:
     if "@" in text:
         return VersionId.parse(text)
-    entry = registry.alias(text)
-    if entry is None:
+    if text not in aliases:
         raise UnknownModelError(f"there is no alias {text}; name a version as NAME@vN")
-    return entry.version
+    return aliases[text].version
 
 
 def _version_data(version: Version) -> dict[str, Any]:
     data = version.model_dump(mode="json", exclude={"bundle"})
-    return {**data, "base_model": version.bundle.base_model, "rank": version.bundle.rank}
-
-
-def _moved(entry: AliasEntry, before: AliasEntry | None) -> str:
-    if before is not None and before.number == entry.number:
-        return f"{entry.alias} serves {entry.version} already; nothing changed"
-    origin = f"from {entry.previous} " if entry.previous else ""
-    return f"{entry.alias} moved {origin}to {entry.version} (entry {entry.number}, {entry.action})"
-
-
-def _described(bundle: Bundle) -> str:
-    return f"rank {bundle.rank} on {len(bundle.target_modules)} kinds of modules of {bundle.base_model}"
-
-
-def _when(moment: Any) -> str:
-    return f"{moment:%Y-%m-%d %H:%M:%SZ}"
-
-
-def _table(headings: list[str], rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in [headings, *rows]) for column in range(len(headings))]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [headings, *rows])
-    return "\n".join(line.rstrip() for line in lines)
+    bundle = version.bundle
+    return {
+        **data,
+        "base_model": bundle.base_model,
+        "base_fingerprint": bundle.base_fingerprint,
+        "template_fingerprint": bundle.template_fingerprint,
+        "rank": bundle.rank,
+        "target_modules": bundle.target_modules,
+    }
 
 
 if __name__ == "__main__":

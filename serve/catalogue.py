@@ -1,28 +1,42 @@
-"""What a gateway knows of the registry: re-read at most about once a second, and never on the event loop."""
+"""What a replica knows of the registry: asked for at most about once a second, and never on the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import MappingProxyType
 
-from serve.errors import UnknownModelError
-from serve.registry import Registry
-from serve.traffic import Known, Target, resolve
-from serve.versions import Version
+from serve.errors import RegistryError, RetiredModelError, UnknownModelError
+from serve.registry import Contents, Registry
+from serve.traffic import Choice, Known, Target, choose
+from serve.versions import AliasEntry, Version
 from sft.errors import AdapterError, StorageError
 
 MAX_AGE_S = 1.0
+"""No answer rests on an older view, as long as the registry can be read. At half of it the next read begins, so that
+under steady load nobody waits for one."""
 PAUSE_S = 0.1
-"""Not even unknown names make the registry be read again sooner than this after the last read."""
+"""Not even unknown names make the registry be asked again sooner than this after the last time."""
+PATIENCE_S = 0.5
+"""How long a request waits for a slow registry before it goes on with the last known state."""
+FIRST_S = 30.0
+"""How long a request waits for the first state of all."""
+LIST_EVERY_S = 30.0
+"""The registry is listed anew where its token changed; and this often without, should a writer have died before it."""
+REMIND_S = 60.0
 
 logger = logging.getLogger("ray.serve")
 
 
 class Catalogue:
     """The versions and aliases of a registry, as they were at most `MAX_AGE_S` ago.
+
+    It never goes back: a version that was seen stays, and an alias only follows entries of higher numbers. While the
+    registry cannot be read, or is slow, the last known state stays in force, and `stale_since` says since when.
 
     Args:
         base_id: the base model's id.
@@ -36,22 +50,40 @@ class Catalogue:
         self._open, self._clock = open_registry, clock
         self._registry: Registry | None = None
         self._known = Known(base_id)
-        self._read_at = float("-inf")
-        self._reading = asyncio.Lock()
+        self._entries: dict[str, AliasEntry] = {}
+        self._token: bytes | None = None
+        self._listed_at = self._tried_at = float("-inf")
+        self._read_at: datetime | None = None
+        self._fault: StorageError | None = None
+        self._said_at = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
+        self._started = float("-inf")
 
-    async def target(self, model: str) -> Target:
-        """Finds what answers a request's `model`; an unknown name is looked up in the registry at once.
+    async def choose(self, model: str, session: str | None = None) -> Choice:
+        """Finds what a request's `model` goes to; an unknown name is looked up in the registry at once.
+
+        Args:
+            model: the request's `model`.
+            session: who asks, for canaries and shadows; None draws anew for this request.
 
         Raises:
+            RetiredModelError: the version named was retired.
             UnknownModelError: there is no such model.
             RegistryError: the registry was never readable.
         """
+        session = session or secrets.token_hex(16)
         asked_at = self._clock()
         try:
-            return resolve(model, await self.known())
+            return choose(model, await self.known(), session)
+        except RetiredModelError:
+            raise
         except UnknownModelError:
             await self._read_since(asked_at)
-            return resolve(model, self._known)
+            return choose(model, self._known, session)
+
+    async def target(self, model: str, session: str | None = None) -> Target:
+        """What answers a request, without a shadow; see `choose`."""
+        return (await self.choose(model, session)).target
 
     async def known(self) -> Known:
         """A view that is at most `MAX_AGE_S` old; an older one while the registry cannot be read.
@@ -59,48 +91,109 @@ class Catalogue:
         Raises:
             RegistryError: the registry was never readable.
         """
-        await self._read_since(self._clock() - MAX_AGE_S)
+        now = self._clock()
+        if self._reading is None and self._tried_at < now - MAX_AGE_S / 2:
+            self._start()
+        await self._read_since(now - MAX_AGE_S)
         return self._known
 
-    async def _read_since(self, moment: float) -> None:
-        """Reads the registry unless the last read began after that moment. Those who wait share one read."""
-        if self._read_at >= moment:
-            return
-        async with self._reading:
-            if self._read_at >= moment:
-                return
-            began = self._clock()
-            if began - self._read_at < PAUSE_S:
-                await asyncio.sleep(PAUSE_S)
-                began = self._clock()
-            try:
-                self._known = await asyncio.to_thread(self._read, self._known.base_id)
-            except StorageError as error:
-                if self._read_at == float("-inf"):
-                    raise
-                logger.warning("the registry's last known state stays in force: %s", error)
-            self._read_at = began
-
     async def versions(self) -> list[Version]:
-        """The manifests of all versions, damaged ones left out."""
+        """The manifests of all versions that can be asked for, damaged ones left out."""
         known = await self.known()
+        wanted = sorted(known.versions - (known.retired - known.wanted()))
 
         def read() -> list[Version]:
+            registry = self._opened()
+            registry.preload(wanted)
             found = []
-            for version in sorted(known.versions):
+            for version in wanted:
                 try:
-                    found.append(self._opened().get(version))
+                    found.append(registry.get(version))
                 except AdapterError as error:
                     logger.warning("left out of the list of models: %s", error)
             return found
 
         return await asyncio.to_thread(read)
 
-    def _read(self, base_id: str) -> Known:
+    @property
+    def stale_since(self) -> datetime | None:
+        """When the state in force was read, while no newer one can be had; None while all is well."""
+        slow = self._reading is not None and self._clock() - self._started > MAX_AGE_S
+        return self._read_at if self._fault or slow else None
+
+    async def _read_since(self, moment: float) -> None:
+        """Waits for a read that began after that moment. All who wait share one."""
+        while self._tried_at < moment or self._read_at is None:
+            reading = self._reading or self._start()
+            patience = FIRST_S if self._read_at is None else PATIENCE_S
+            done, _ = await asyncio.wait({reading}, timeout=max(self._started + patience - self._clock(), 0))
+            if done:
+                reading.result()
+            if self._read_at is None:
+                raise RegistryError(str(self._fault or f"the registry did not answer within {FIRST_S:.0f} s"))
+            if not done:
+                break
+
+    def _start(self) -> asyncio.Task[None]:
+        pause = self._tried_at + PAUSE_S - self._clock()
+        self._started = self._clock() + max(pause, 0)
+        self._reading = asyncio.create_task(self._read(pause))
+        return self._reading
+
+    async def _read(self, pause: float) -> None:
+        try:
+            if pause > 0:
+                await asyncio.sleep(pause)
+            began = self._clock()
+            try:
+                contents = await asyncio.to_thread(self._look, began)
+            except StorageError as error:
+                self._complain(error)
+            else:
+                if contents is not None:
+                    self._adopt(contents)
+                self._read_at = datetime.now(UTC)
+                if self._fault:
+                    logger.info("the registry can be read again")
+                self._fault = None
+            self._tried_at = began
+        finally:
+            self._reading = None
+
+    def _look(self, now: float) -> Contents | None:
+        """Reads the registry, in a thread; None where nothing changed since the last time."""
         registry = self._opened()
-        # Aliases first: a version that an alias names is then surely among the versions read after it.
-        aliases = {alias: entry.version for alias, entry in registry.aliases().items()}
-        return Known(base_id, frozenset(registry.version_ids()), MappingProxyType(aliases))
+        # The token first: what changes after it will show as another token at the next look.
+        token = registry.changed()
+        if token is not None and token == self._token and now - self._listed_at < LIST_EVERY_S:
+            return None
+        contents = registry.contents()
+        self._token, self._listed_at = token, now
+        return contents
+
+    def _adopt(self, contents: Contents) -> None:
+        for alias, entry in contents.aliases.items():
+            if alias not in self._entries or entry.number >= self._entries[alias].number:
+                self._entries[alias] = entry
+            else:
+                logger.warning("%s went back to entry %s in the registry; not followed", alias, entry.number)
+        entries = sorted(self._entries.items())
+        self._known = Known(
+            self._known.base_id,
+            self._known.versions | contents.versions,
+            MappingProxyType({alias: entry.version for alias, entry in entries}),
+            MappingProxyType({alias: entry.canary for alias, entry in entries if entry.canary}),
+            MappingProxyType({alias: entry.shadow for alias, entry in entries if entry.shadow}),
+            self._known.retired | contents.retired,
+        )
+
+    def _complain(self, error: StorageError) -> None:
+        now = self._clock()
+        if self._fault is None or now - self._said_at >= REMIND_S:
+            self._said_at = now
+            kept = f", so its state of {self._read_at:%Y-%m-%d %H:%M:%SZ} stays in force" if self._read_at else ""
+            logger.warning("the registry cannot be read%s: %s", kept, error)
+        self._fault = error
 
     def _opened(self) -> Registry:
         if self._registry is None:

@@ -24,6 +24,10 @@ class UnknownModelError(ServeError):
     """A request or a command names a model, version or alias that does not exist."""
 
 
+class RetiredModelError(UnknownModelError):
+    """A request names a version that was retired: it existed, and will not come back."""
+
+
 class ConflictError(ServeError):
     """Someone else changed the same thing in the meantime."""
 
@@ -68,6 +72,7 @@ class _Rule:
 _RULES: dict[type[Exception], _Rule] = {
     BadRequestError: _Rule(400, "invalid_request_error"),
     UnknownModelError: _Rule(404, "invalid_request_error", "model_not_found", "model"),
+    RetiredModelError: _Rule(410, "invalid_request_error", "model_retired", "model"),
     ConflictError: _Rule(409, "conflict_error"),
     VersionRefusedError: _Rule(422, "invalid_request_error", "model_refused", "model"),
     NotReadyError: _Rule(503, "server_error", "not_ready"),

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError as JinjaError
 
 from serve.errors import NotReadyError, VersionRefusedError
 from serve.registry import Registry
 from serve.versions import VersionId
-from sft.adapter import Bundle, base_fingerprint
+from sft.adapter import MANIFEST, Bundle, TensorInfo, base_fingerprint, base_tensors, check_base
 from sft.errors import AdapterError, ModelError
 from sft.template import fingerprint
 
@@ -35,20 +38,48 @@ class Limits:
     max_rank: int
 
     def check(self, version: VersionId, bundle: Bundle) -> None:
-        """Refuses a version that does not fit.
+        """Refuses a version by its manifest, before anything else of it is downloaded.
 
         Raises:
-            VersionRefusedError: one line with what the version has and what this server has.
+            VersionRefusedError: one line with the manifest's field, what the version has and what this server has.
         """
         faults = []
         if bundle.base_fingerprint != self.base_fingerprint:
-            faults.append(f"it was trained on another base ({bundle.base_model}) than {self.base_id}, which runs here")
+            other = f"it was trained on another base ({bundle.base_model}) than {self.base_id}, which runs here"
+            faults.append(f"base_fingerprint: {other}")
         elif bundle.template_fingerprint != self.template_fingerprint:
-            faults.append("it was trained with another chat template than the base model's, which this server applies")
+            other = "it was trained with another chat template than the base model's, which this server applies"
+            faults.append(f"template_fingerprint: {other}")
         if bundle.rank > self.max_rank:
-            faults.append(f"its rank {bundle.rank} is above engine.max_lora_rank {self.max_rank}")
+            faults.append(f"rank: its rank {bundle.rank} is above engine.max_lora_rank {self.max_rank}")
         if faults:
-            raise VersionRefusedError(f"{version} cannot be served: {'; '.join(faults)}")
+            raise VersionRefusedError(f"{version} cannot be served: {MANIFEST}: {'; '.join(faults)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The base model that the engine runs: what a version must agree with, tensor by tensor and token by token."""
+
+    tokenizer: Any
+    tensors: Mapping[str, TensorInfo]
+
+    def check(self, folder: Path, bundle: Bundle) -> None:
+        """Refuses a downloaded bundle whose weights do not fit, or whose prompts would be other ones here.
+
+        Raises:
+            AdapterError: one line that names the file and the field.
+        """
+        check_base(folder, self.tensors)
+        for index, golden in enumerate(bundle.golden):
+            field = f"{folder / MANIFEST}: golden.{index}.prompt_ids"
+            try:
+                ids = self.tokenizer.apply_chat_template(
+                    list(golden.messages), add_generation_prompt=True, tokenize=True, return_dict=False
+                )
+            except (JinjaError, TypeError, ValueError) as error:
+                raise AdapterError(f"{field}: the chat template refuses the messages ({error})") from None
+            if tuple(ids) != golden.prompt_ids:
+                raise AdapterError(f"{field}: the same messages give other prompt ids here than in training")
 
 
 class AdapterLoader:
@@ -75,7 +106,7 @@ class AdapterLoader:
         download_timeout_s: float | None = None,
         max_tries: int = 1,  # noqa: ARG002  (part of LLMServer's contract)
     ) -> None:
-        self._address, self._base, self._base_id, self._max_rank = registry, base, base_id, max_rank
+        self._address, self._base_model, self._base_id, self._max_rank = registry, base, base_id, max_rank
         self._cache = cache or Path(tempfile.gettempdir()) / "raysft-adapters"
         self._timeout_s = download_timeout_s
         self._numbers: dict[str, int] = {}
@@ -119,25 +150,38 @@ class AdapterLoader:
             published = self._registry.get(version)
             self._limits.check(version, published.bundle)
             # The digest keeps a version apart from one of the same name in a registry that was made anew.
-            return self._registry.download(published, self._cache / f"{version}-{published.digest[:16]}")
+            folder = self._registry.download(published, self._cache / f"{version}-{published.digest[:16]}")
         except VersionRefusedError:
             raise
         except AdapterError as error:
             raise VersionRefusedError(f"{version} cannot be served: {error}") from None
+        try:
+            self._base.check(folder, published.bundle)
+        except AdapterError as error:
+            fault = str(error).replace(f"{folder}/", "")
+            raise VersionRefusedError(f"{version} cannot be served: {fault}") from None
+        return folder
 
     @cached_property
     def _registry(self) -> Registry:
         return Registry.open(self._address)
 
     @cached_property
-    def _limits(self) -> Limits:
+    def _base(self) -> Base:
         from transformers import AutoTokenizer
 
-        folder = base_folder(self._base)
-        template = AutoTokenizer.from_pretrained(folder).chat_template
+        return Base(AutoTokenizer.from_pretrained(self._folder), base_tensors(self._folder))
+
+    @cached_property
+    def _limits(self) -> Limits:
+        template = self._base.tokenizer.chat_template
         if not isinstance(template, str):
-            raise ModelError(f"the tokenizer of {self._base} has no single chat template")
-        return Limits(self._base_id, base_fingerprint(folder), fingerprint(template), self._max_rank)
+            raise ModelError(f"the tokenizer of {self._base_model} has no single chat template")
+        return Limits(self._base_id, base_fingerprint(self._folder), fingerprint(template), self._max_rank)
+
+    @cached_property
+    def _folder(self) -> Path:
+        return base_folder(self._base_model)
 
 
 def base_folder(base: str) -> Path:

@@ -59,16 +59,30 @@ def _version_id(value: object) -> object:
 VersionText = Annotated[VersionId, BeforeValidator(_version_id), PlainSerializer(str, return_type=str)]
 
 
+Action = Literal["promote", "canary", "shadow", "rollback"]
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Reservation(_Record):
-    """Who took a version number, when, and the hash of the bundle manifest that will come."""
+class _Signed(_Record):
+    """Who wrote a record, when and why; `writer` tells two writers of one moment apart."""
 
-    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
     at: datetime
     by: str
+    reason: str = ""
+    writer: str = ""
+
+
+class Reservation(_Signed):
+    """A version number that was taken, and the hash of the bundle manifest that will come."""
+
+    digest: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Retirement(_Signed):
+    """The end of a version: it is promoted no more and takes no new request. Rule: there is no way back."""
 
 
 class Version(_Record):
@@ -81,25 +95,79 @@ class Version(_Record):
     bundle: Bundle
 
 
-class AliasEntry(_Record):
-    """One move of an alias; the newest entry is where the alias points."""
+class Canary(_Record):
+    """A version on trial: it answers a share of an alias's sessions.
+
+    Rule: `since` is the number of the entry that began the trial. It stays when the weight changes, and sessions are
+    drawn by it: so a raised weight adds sessions and moves none back, and another trial draws others.
+    """
+
+    version: VersionText
+    weight: float = Field(ge=0, le=1)
+    since: int = Field(gt=0)
+
+
+class Shadow(_Record):
+    """A version that gets a copy of a share of an alias's sessions; its answers are recorded, never returned.
+
+    Rule: `since` is as a canary's.
+    """
+
+    version: VersionText
+    share: float = Field(ge=0, le=1)
+    since: int = Field(gt=0)
+
+
+class AliasState(_Record):
+    """What an alias serves: `version` to all sessions that no canary takes."""
+
+    version: VersionText
+    canary: Canary | None = None
+    shadow: Shadow | None = None
+
+    def parts(self) -> dict[VersionId, str]:
+        """Every version that this names, and as what."""
+        trial = {self.canary.version: "canary"} if self.canary else {}
+        copied = {self.shadow.version: "shadow"} if self.shadow else {}
+        return {**copied, **trial, self.version: "stable version"}
+
+
+class AliasEntry(AliasState, _Signed):
+    """One move of an alias and the whole state after it: the newest entry alone tells what the alias serves.
+
+    Rule: `back_to` is the number of the entry whose state a rollback returns to; None where there is none. An entry
+    that a rollback wrote carries that of the entry which it returned to, so the next rollback goes one step further.
+    """
 
     number: int = Field(gt=0)
     alias: str
-    action: Literal["promote", "rollback"]
-    version: VersionText
+    action: Action
     previous: VersionText | None
-    at: datetime
-    by: str
-    reason: str
+    back_to: int | None = None
+
+    @property
+    def state(self) -> AliasState:
+        """What the alias serves since this entry."""
+        return AliasState(version=self.version, canary=self.canary, shadow=self.shadow)
 
 
-def served_before(history: list[AliasEntry]) -> list[VersionId]:
-    """The versions that rollbacks return to, the next one last: promote pushes, rollback pops. Pure."""
-    stack: list[VersionId] = []
-    for entry in history:
-        if entry.action == "promote":
-            stack.append(entry.version)
-        elif stack:
-            stack.pop()
-    return stack[:-1]
+def promoted(version: VersionId, state: AliasState | None) -> AliasState:
+    """The state after a promotion: all sessions on one version; a shadow of another version goes on. Pure."""
+    shadow = state.shadow if state else None
+    return AliasState(version=version, shadow=shadow if shadow and shadow.version != version else None)
+
+
+def with_canary(entry: AliasEntry, version: VersionId, weight: float) -> AliasState:
+    """The state after the entry that follows and sets a canary; weight 0 ends the trial. Pure."""
+    now = entry.canary
+    since = now.since if now and now.version == version else entry.number + 1
+    canary = Canary(version=version, weight=weight, since=since) if weight > 0 else None
+    return AliasState(version=entry.version, canary=canary, shadow=entry.shadow)
+
+
+def with_shadow(entry: AliasEntry, version: VersionId, share: float) -> AliasState:
+    """The state after the entry that follows and sets a shadow; share 0 ends it. Pure."""
+    now = entry.shadow
+    since = now.since if now and now.version == version else entry.number + 1
+    shadow = Shadow(version=version, share=share, since=since) if share > 0 else None
+    return AliasState(version=entry.version, canary=entry.canary, shadow=shadow)

@@ -10,28 +10,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from sft import lora
 from sft.errors import AdapterError
+from sft.lora import ADAPTER_CONFIG as ADAPTER_CONFIG
+from sft.lora import ADAPTER_WEIGHTS as ADAPTER_WEIGHTS
+from sft.lora import TensorInfo as TensorInfo
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 """Names of runs, adapters and aliases: safe as a folder, an object key and a part of a model id."""
 
 MANIFEST = "bundle.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TEMPLATE = "chat_template.jinja"
+FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TEMPLATE)
+"""The files of a bundle beside its manifest: these and no others, so nothing in it can be code."""
+
+HEX_DIGEST = r"^[0-9a-f]{64}$"
 
 GOLDEN_MESSAGES: tuple[tuple[dict[str, str], ...], ...] = (
     ({"role": "user", "content": "Hello!"},),
@@ -55,30 +57,38 @@ class _Frozen(BaseModel):
 class FileHash(_Frozen):
     """What a manifest says of one file."""
 
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: str = Field(pattern=HEX_DIGEST)
     size: int = Field(ge=0)
 
 
 class Golden(_Frozen):
     """A conversation and the exact prompt ids that training used for it (generation prompt included)."""
 
-    messages: tuple[dict[str, str], ...]
-    prompt_ids: tuple[int, ...]
+    messages: tuple[dict[str, str], ...] = Field(min_length=1)
+    prompt_ids: tuple[int, ...] = Field(min_length=1)
 
 
 class Bundle(_Frozen):
-    """The manifest of an adapter bundle."""
+    """The manifest of an adapter bundle. Rule: `files` names exactly `FILES`."""
 
-    format: int = 1
+    format: Literal[1] = 1
     base_model: str
-    base_fingerprint: str
-    template_fingerprint: str
+    base_fingerprint: str = Field(pattern=HEX_DIGEST)
+    template_fingerprint: str = Field(pattern=HEX_DIGEST)
     rank: int = Field(gt=0)
     target_modules: tuple[str, ...]
     stop_ids: tuple[int, ...]
-    golden: tuple[Golden, ...]
+    golden: tuple[Golden, ...] = Field(min_length=1)
     lineage: dict[str, Any]
     files: dict[str, FileHash]
+
+    @field_validator("files")
+    @classmethod
+    def _only_known_files(cls, files: dict[str, FileHash]) -> dict[str, FileHash]:
+        odd = sorted(files.keys() ^ set(FILES))
+        if odd:
+            raise ValueError(f"must name {', '.join(FILES)} and no other; differs in {odd[0][:80]!r}")
+        return files
 
 
 def write_bundle(
@@ -117,17 +127,17 @@ def write_bundle(
         shutil.copyfile(weights, work / ADAPTER_WEIGHTS)
         shutil.copyfile(peft_config, work / ADAPTER_CONFIG)
         (work / TEMPLATE).write_text(template, encoding="utf-8")
-        settings = _peft_settings(work)
+        settings = lora.read_settings(work)
         bundle = Bundle(
             base_model=base_model,
             base_fingerprint=base_fingerprint,
             template_fingerprint=hashlib.sha256(template.encode()).hexdigest(),
-            rank=settings[0],
-            target_modules=settings[1],
+            rank=settings.rank,
+            target_modules=settings.target_modules,
             stop_ids=tuple(stop_ids),
             golden=tuple(golden),
             lineage=dict(lineage),
-            files={name: hash_file(work / name) for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TEMPLATE)},
+            files={name: hash_file(work / name) for name in FILES},
         )
         (work / MANIFEST).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
         verify_bundle(work)
@@ -143,11 +153,11 @@ def verify_bundle(folder: Path) -> Bundle:
     """Reads a bundle and proves that it is whole and sound.
 
     Checks that there is nothing but the manifest's files (plain files, no links), their hashes and sizes, that the
-    weights are readable safetensors of finite numbers, come in LoRA pairs of the stated rank on the stated modules,
-    and are not all zero.
+    config is of a LoRA which the engine serves as it was trained, and that the weights are readable safetensors of
+    finite numbers, come in pairs of the stated rank on the stated modules, and are not all zero.
 
     Raises:
-        AdapterError: one line that names the file and what is wrong with it.
+        AdapterError: one line that names the file, and the field or the tensor.
     """
     bundle = read_manifest(folder)
     expected = {*bundle.files, MANIFEST}
@@ -155,22 +165,32 @@ def verify_bundle(folder: Path) -> Bundle:
     for name in sorted(present ^ expected):
         state = "is missing" if name in expected else "is not in the manifest"
         raise AdapterError(f"{folder / name}: the file {state}")
+    for name in sorted(expected):
+        if (folder / name).is_symlink() or not (folder / name).is_file():
+            raise AdapterError(f"{folder / name}: must be a plain file")
     for name, wanted in bundle.files.items():
         path = folder / name
-        if path.is_symlink() or not path.is_file():
-            raise AdapterError(f"{path}: must be a plain file")
         got = hash_file(path)
         if got != wanted:
             raise AdapterError(f"{path}: the file is not what the manifest says (size {got.size}, not {wanted.size})")
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TEMPLATE):
-        if name not in bundle.files:
-            raise AdapterError(f"{folder / MANIFEST}: the manifest does not list {name}")
-    if _peft_settings(folder) != (bundle.rank, bundle.target_modules):
-        raise AdapterError(f"{folder / ADAPTER_CONFIG}: rank or target_modules differ from the manifest")
+    settings = lora.read_settings(folder)
+    if settings.rank != bundle.rank:
+        raise AdapterError(f"{folder / ADAPTER_CONFIG}: r: is {settings.rank}, but rank {bundle.rank} in the manifest")
+    if settings.target_modules != bundle.target_modules:
+        raise AdapterError(f"{folder / ADAPTER_CONFIG}: target_modules: are not those of the manifest")
     if bundle.files[TEMPLATE].sha256 != bundle.template_fingerprint:
         raise AdapterError(f"{folder / TEMPLATE}: the template is not the one that the manifest's fingerprint names")
-    _check_weights(folder / ADAPTER_WEIGHTS, bundle.rank)
+    lora.check_weights(folder, settings)
     return bundle
+
+
+def check_base(folder: Path, base: Mapping[str, TensorInfo]) -> None:
+    """Proves that a verified bundle's weights fit a base model by name and shape; see `base_tensors`.
+
+    Raises:
+        AdapterError: one line that names the file and the tensor.
+    """
+    lora.check_shapes(folder, base)
 
 
 def read_manifest(folder: Path) -> Bundle:
@@ -182,12 +202,14 @@ def read_manifest(folder: Path) -> Bundle:
     path = folder / MANIFEST
     try:
         return Bundle.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise AdapterError(f"{folder} is no adapter bundle: it has no {MANIFEST}") from None
+    except OSError as error:
+        reason = f"it has no {MANIFEST}" if not path.exists() else f"{MANIFEST} cannot be read ({error.strerror})"
+        raise AdapterError(f"{folder} is no adapter bundle: {reason}") from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise AdapterError(f"{path}: {field or 'manifest'}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise AdapterError(f"{path}: {field or 'manifest'}: {message}") from None
 
 
 def hash_file(path: Path) -> FileHash:
@@ -218,63 +240,29 @@ def base_fingerprint(model: Path) -> str:
     tokenizer = model / "tokenizer.json"
     if tokenizer.is_file():
         digest.update(tokenizer.read_bytes())
-    shards = sorted(model.glob("*.safetensors"))
-    if not shards:
-        raise AdapterError(f"{model}: holds no .safetensors weights")
-    tensors = sorted((entry for shard in shards for entry in _tensor_heads(shard)), key=lambda entry: entry[0])
-    for name, kind, shape, head in tensors:
-        digest.update(f"{name} {kind} {shape}".encode() + head)
+    heads = {}
+    for shard in _shards(model):
+        with shard.open("rb") as file:
+            for tensor in lora.read_tensors(shard):
+                file.seek(tensor.begin)
+                head = file.read(min(256, tensor.end - tensor.begin))
+                heads[tensor.name] = f"{tensor.name} {tensor.kind} {list(tensor.shape)}".encode() + head
+    for name in sorted(heads):
+        digest.update(heads[name])
     return digest.hexdigest()
 
 
-def _tensor_heads(shard: Path, length: int = 256) -> Iterable[tuple[str, str, list[int], bytes]]:
-    """Yields (name, dtype, shape, first bytes) of every tensor, straight from the file's header."""
-    with shard.open("rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            begin, end = entry["data_offsets"]
-            file.seek(8 + size + begin)
-            yield name, entry["dtype"], entry["shape"], file.read(min(length, end - begin))
+def base_tensors(model: Path) -> dict[str, TensorInfo]:
+    """Names, types and shapes of a base model's tensors, from its checkpoint's headers.
+
+    Raises:
+        AdapterError: the folder is not a checkpoint with safetensors weights.
+    """
+    return {tensor.name: tensor for shard in _shards(model) for tensor in lora.read_tensors(shard)}
 
 
-def _peft_settings(folder: Path) -> tuple[int, tuple[str, ...]]:
-    path = folder / ADAPTER_CONFIG
-    try:
-        config = json.loads(path.read_bytes())
-        if config["peft_type"] != "LORA":
-            raise AdapterError(f"{path}: peft_type is {config['peft_type']!r}; only LORA can be served")
-        modules = config["target_modules"]
-        return int(config["r"]), tuple(sorted([modules] if isinstance(modules, str) else modules))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AdapterError(f"{path}: not a PEFT LoRA configuration ({type(error).__name__}: {error})") from None
-
-
-def _check_weights(path: Path, rank: int) -> None:
-    shapes: dict[str, tuple[int, ...]] = {}
-    moved = False
-    try:
-        with safe_open(path, framework="np") as file:
-            for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
-                tensor = np.asarray(file.get_tensor(name))
-                shapes[name] = tensor.shape
-                if not np.isfinite(tensor.astype(np.float32)).all():
-                    raise AdapterError(f"{path}: {name} holds NaN or infinite numbers")
-                moved = moved or (".lora_B." in name and bool(np.any(tensor)))
-    except (SafetensorError, OSError, TypeError) as error:
-        raise AdapterError(f"{path}: not readable as safetensors ({error})") from None
-    if not shapes:
-        raise AdapterError(f"{path}: holds no weights")
-    for name, shape in shapes.items():
-        if ".lora_A." not in name and ".lora_B." not in name:
-            raise AdapterError(f"{path}: {name} is no LoRA weight")
-        other = name.replace(".lora_A.", ".lora_B.") if ".lora_A." in name else name.replace(".lora_B.", ".lora_A.")
-        if other not in shapes:
-            raise AdapterError(f"{path}: {name} has no partner {other}")
-        got = shape[0] if ".lora_A." in name else shape[-1]
-        if len(shape) != 2 or got != rank or math.prod(shape) == 0:
-            raise AdapterError(f"{path}: {name} has shape {list(shape)}, which does not fit rank {rank}")
-    if not moved:
-        raise AdapterError(f"{path}: every lora_B is zero, so the adapter would change nothing")
+def _shards(model: Path) -> list[Path]:
+    found = sorted(model.glob("*.safetensors"))
+    if not found:
+        raise AdapterError(f"{model}: holds no .safetensors weights")
+    return found

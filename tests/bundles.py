@@ -25,7 +25,9 @@ def tiny_bundle(folder: Path, *, seed: int = 0, rank: int = 2, **changes: Any) -
             f"{PREFIX}.lora_B.weight": numbers.normal(size=(8, rank)).astype(np.float32),
         }
         save_file(tensors, weights)
-        config.write_text(json.dumps({"peft_type": "LORA", "r": rank, "target_modules": ["q_proj"]}))
+        config.write_text(
+            json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": ["q_proj"]})
+        )
         given: dict[str, Any] = {
             "template": "{{ messages }}",
             "base_model": "tiny",

@@ -5,17 +5,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from serve.errors import UnknownModelError, VersionRefusedError
 from serve.loader import AdapterLoader, Limits, base_folder
 from serve.registry import Registry
 from serve.versions import VersionId
-from sft.adapter import ADAPTER_WEIGHTS, base_fingerprint, verify_bundle
+from sft.adapter import ADAPTER_WEIGHTS, GOLDEN_MESSAGES, Golden, base_fingerprint, verify_bundle
 from sft.errors import ModelError
 from tests.bundles import tiny_bundle
 
 V1 = VersionId("support", 1)
+MODULE = "model.layers.0.self_attn.q_proj"
+GOLDEN = Golden(messages=GOLDEN_MESSAGES[0], prompt_ids=(1,))
 LIMITS = Limits("base-1b", "f" * 64, "a" * 64, 8)
 
 
@@ -26,7 +29,7 @@ def registry(tmp_path: Path) -> Registry:
 
 @pytest.fixture
 def base(tmp_path: Path) -> Path:
-    """A folder that is just enough of a checkpoint to have a fingerprint and a chat template."""
+    """A folder that is just enough of a checkpoint to have a fingerprint, a chat template and one module."""
     from safetensors.numpy import save_file
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -38,9 +41,7 @@ def base(tmp_path: Path) -> Path:
     tokenizer.chat_template = "{{ messages }}"
     tokenizer.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    import numpy as np
-
-    save_file({"w": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
+    save_file({f"{MODULE}.weight": np.zeros((8, 8), np.float32)}, folder / "model.safetensors")
     return folder
 
 
@@ -51,7 +52,7 @@ def loader(registry: Registry, base: Path, tmp_path: Path) -> AdapterLoader:
 
 def publish(registry: Registry, tmp_path: Path, base: Path, **changes: Any) -> VersionId:
     folder = tmp_path / f"bundle-{len(registry.version_ids())}"
-    tiny_bundle(folder, **{"base_fingerprint": base_fingerprint(base), **changes})
+    tiny_bundle(folder, **{"base_fingerprint": base_fingerprint(base), "golden": [GOLDEN], **changes})
     return registry.publish(folder, "support").id
 
 
@@ -103,9 +104,12 @@ def test_an_unknown_version_is_told_apart(loader: AdapterLoader) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"base_fingerprint": "0" * 64, "base_model": "other"}, r"another base \(other\) than base-1b"),
-        ({"template": "{{ other }}"}, "another chat template"),
-        ({"rank": 9}, "rank 9 is above engine.max_lora_rank 8"),
+        (
+            {"base_fingerprint": "0" * 64, "base_model": "other"},
+            r"bundle\.json: base_fingerprint: it was trained on another base \(other\) than base-1b",
+        ),
+        ({"template": "{{ other }}"}, r"bundle\.json: template_fingerprint: it was trained with another chat template"),
+        ({"rank": 9}, r"bundle\.json: rank: its rank 9 is above engine.max_lora_rank 8"),
     ],
 )
 def test_a_version_that_does_not_fit_is_refused(
@@ -116,9 +120,37 @@ def test_a_version_that_does_not_fit_is_refused(
         loader.fetch(version)
 
 
+def test_weights_that_do_not_fit_the_base_are_refused(registry: Registry, base: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({f"{MODULE}.weight": np.zeros((8, 16), np.float32)}, base / "model.safetensors")
+    version = publish(registry, tmp_path, base)
+    loader = AdapterLoader(registry.address, str(base), "base-1b", 8, tmp_path / "cache")
+    tensor = f"base_model.model.{MODULE}.lora_A.weight"
+    with pytest.raises(VersionRefusedError) as caught:
+        loader.fetch(version)
+    assert str(caught.value) == (
+        f"support@v1 cannot be served: {ADAPTER_WEIGHTS}: {tensor}: its shape [2, 8] does not fit the base model's "
+        f"{MODULE}.weight [8, 16]"
+    )
+
+
+def test_other_prompt_ids_than_in_training_are_refused(
+    loader: AdapterLoader, registry: Registry, base: Path, tmp_path: Path
+) -> None:
+    other = Golden(messages=GOLDEN_MESSAGES[0], prompt_ids=(1, 2))
+    version = publish(registry, tmp_path, base, golden=[GOLDEN, other])
+    with pytest.raises(VersionRefusedError) as caught:
+        loader.fetch(version)
+    assert str(caught.value) == (
+        "support@v1 cannot be served: bundle.json: golden.1.prompt_ids: the same messages give other prompt ids here "
+        "than in training"
+    )
+
+
 def test_all_reasons_are_told(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundle", rank=9, base_fingerprint="0" * 64)
-    with pytest.raises(VersionRefusedError, match=r"another base .*; its rank 9"):
+    with pytest.raises(VersionRefusedError, match=r"another base .*; rank: its rank 9"):
         LIMITS.check(V1, bundle)
 
 
