@@ -19,7 +19,9 @@ from ray.serve import Application
 from ray.serve.config import HTTPOptions
 
 from serve.config import ServeConfig
+from serve.door import check_exposure
 from serve.errors import NotReadyError
+from serve.keys import ENVIRONMENT, KeySource
 from serve.registry import Registry
 from sft.errors import ConfigError, ModelError
 
@@ -31,10 +33,13 @@ def build(config: ServeConfig) -> Application:
     """Builds the application: gateways in front of engine replicas.
 
     Raises:
+        ConfigError: other machines could ask, and there are no API keys; or the keys cannot be read.
         ModelError: the base model is neither a checkpoint's folder nor a hub id.
         RegistryError: the registry cannot be opened.
     """
     config = _located(config)
+    further_keys = os.environ.get(ENVIRONMENT, "")
+    check_exposure(config.http.host, KeySource(config.access.keys, further_keys), open_to_all=config.access.open)
     Registry.open(config.registry, create=True).version_ids()
     # vLLM takes seconds to import, which --help and a faulty config need not wait for.
     from serve.gateway import GatewayServer
@@ -48,9 +53,7 @@ def build(config: ServeConfig) -> Application:
         max_ongoing_requests=4 * config.scaling.max_ongoing_requests * config.scaling.max_replicas,
         ray_actor_options={"num_cpus": 0.1},
     )
-    application: Application = gateway.bind(
-        config.id, config.registry, config.engine.max_model_len, bind_engine(config)
-    )
+    application: Application = gateway.bind(config, further_keys, bind_engine(config))
     return application
 
 
@@ -124,7 +127,11 @@ def connect(config: ServeConfig) -> None:
 
 def _located(config: ServeConfig) -> ServeConfig:
     """Makes local addresses absolute, because replicas run in folders of their own."""
-    changes = {}
+    changes: dict[str, Any] = {}
+    if config.access.keys:
+        changes["access"] = config.access.model_copy(update={"keys": str(Path(config.access.keys).absolute())})
+    if config.log.access_file:
+        changes["log"] = config.log.model_copy(update={"access_file": str(Path(config.log.access_file).absolute())})
     if "://" not in config.registry:
         changes["registry"] = str(Path(config.registry).absolute())
     base = Path(config.base)
