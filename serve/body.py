@@ -6,7 +6,7 @@ import asyncio
 
 from starlette.requests import Request
 
-from serve.errors import BodyTimeoutError, BodyTooLargeError, ClientGoneError, MediaTypeError
+from serve.errors import BodyTimeoutError, BodyTooLargeError, ClientGoneError, EndlessBodyError, MediaTypeError
 
 JSON = "application/json"
 
@@ -31,7 +31,7 @@ async def read_bytes(request: Request, limit: int, seconds: float, *, strict: bo
         raise MediaTypeError(f"content-type must be {JSON}, got {kind[:80] or 'nothing'}")
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and (len(stated) > 18 or int(stated) > limit):
-        raise _too_large(limit)
+        raise BodyTooLargeError(_too_large(limit))
     parts: list[bytes] = []
     size = 0
     try:
@@ -43,7 +43,7 @@ async def read_bytes(request: Request, limit: int, seconds: float, *, strict: bo
                 part = message.get("body", b"")
                 size += len(part)
                 if size > limit:
-                    raise _too_large(limit)
+                    raise EndlessBodyError(_too_large(limit))
                 parts.append(part)
                 if not message.get("more_body", False):
                     return b"".join(parts)
@@ -51,5 +51,5 @@ async def read_bytes(request: Request, limit: int, seconds: float, *, strict: bo
         raise BodyTimeoutError(f"the request was not whole within {seconds:g} s") from None
 
 
-def _too_large(limit: int) -> BodyTooLargeError:
-    return BodyTooLargeError(f"the body is above this server's limit of {limit:,} bytes")
+def _too_large(limit: int) -> str:
+    return f"the body is above this server's limit of {limit:,} bytes"

@@ -48,6 +48,10 @@ class BodyTooLargeError(ServeError):
     """The body of a request has more bytes than the server reads."""
 
 
+class EndlessBodyError(BodyTooLargeError):
+    """A body of no stated length went on for longer than the server reads."""
+
+
 class MediaTypeError(ServeError):
     """The body of a request is said to be something else than JSON."""
 
@@ -125,6 +129,8 @@ class _Rule:
 _SOON = (("retry-after", "1"),)
 _NO_RETRY = (("x-should-retry", "false"),)
 """Heeded by OpenAI's clients, which else ask twice more for what would fail twice more."""
+_HANG_UP = (("connection", "close"),)
+"""The rest of the body may never end. A client that stated a length is let finish, or it would miss the answer."""
 
 _RULES: dict[type[Exception], _Rule] = {
     BadRequestError: _Rule(400, "invalid_request_error"),
@@ -133,9 +139,10 @@ _RULES: dict[type[Exception], _Rule] = {
     ),
     ForbiddenError: _Rule(403, "permission_error", "not_allowed"),
     UnknownModelError: _Rule(404, "invalid_request_error", "model_not_found", "model"),
-    BodyTimeoutError: _Rule(408, "invalid_request_error", "request_timeout"),
+    BodyTimeoutError: _Rule(408, "invalid_request_error", "request_timeout", headers=_HANG_UP),
     ConflictError: _Rule(409, "conflict_error", "conflict", headers=_NO_RETRY),
     BodyTooLargeError: _Rule(413, "invalid_request_error", "body_too_large"),
+    EndlessBodyError: _Rule(413, "invalid_request_error", "body_too_large", headers=_HANG_UP),
     MediaTypeError: _Rule(415, "invalid_request_error", "unsupported_media_type"),
     VersionRefusedError: _Rule(422, "invalid_request_error", "model_refused", "model"),
     LimitError: _Rule(429, "rate_limit_error", "rate_limit_exceeded"),

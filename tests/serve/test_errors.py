@@ -11,6 +11,7 @@ from serve.errors import (
     BodyTimeoutError,
     BodyTooLargeError,
     ConflictError,
+    EndlessBodyError,
     Failure,
     ForbiddenError,
     FullError,
@@ -57,6 +58,7 @@ def test_a_client_is_told_when_to_come_back() -> None:
     assert failure_of(RegistryError("no")).headers == (("retry-after", "1"),)
     assert failure_of(LimitError("no", "tokens", (("retry-after", "7"),))).headers == (("retry-after", "7"),)
     assert failure_of(AnswerTimeoutError("no")).headers == (("x-should-retry", "false"),)
+    assert failure_of(EndlessBodyError("no")).headers == (("connection", "close"),)
     assert failure_of(UnauthorizedError("no")).headers == (("www-authenticate", "Bearer"),)
 
 
