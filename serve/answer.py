@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ STREAM_HEADERS = (
     ("cache-control", "no-cache"),
     ("x-accel-buffering", "no"),
 )
+LAST_WORDS_S = 5.0
 TORN = ("client_gone", "timeout")
 """Errors after which the engine had worked, for nobody knows how many tokens."""
 
@@ -77,8 +78,9 @@ class Answer(Response):
             client = _Client(receive)
             try:
                 failure = await self._attempt(send, lease, client)
-                if failure:
-                    await self._fail(failure, lease.headers, send, client)
+                if failure and not client.served:
+                    client.served = True
+                    await self._fail(failure, lease.headers, send)
             except asyncio.CancelledError:
                 record.error = "client_gone"
                 if not client.forgive():
@@ -134,23 +136,26 @@ class Answer(Response):
             self._record.prompt_tokens, self._record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
             self._record.finish_reason = usage.finish_reason
 
-    async def _fail(self, failure: Failure, headers: Headers, send: Send, client: _Client) -> None:
+    async def _fail(self, failure: Failure, headers: Headers, send: Send) -> None:
         """Tells the client: by a status, or in mid-stream by an event after which no [DONE] comes."""
         self._record.error = failure.code or "refused_by_engine"
         if failure.status >= 500:
             failure = replace(failure, message=f"{failure.message} (request {self._record.request_id})")
-        client.served = True
         body = json.dumps(failure.body()).encode()
-        if self._started:
-            await send({"type": "http.response.body", "body": b"data: %b\n\n" % body, "more_body": False})
-            return
-        await self._start(failure.status, (*_json_headers(len(body)), *failure.headers, *headers), send)
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        # A client that no longer reads must not keep its place, least of all after its time is up.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS_S):
+                if self._started:
+                    body = b"data: %b\n\n" % body
+                else:
+                    own = _json_headers(len(body))
+                    await self._start(failure.status, (*own, *failure.headers, *headers), send)
+                await send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _start(self, status: int, headers: Headers, send: Send) -> None:
         self._started = True
         named = (*headers, (VERSION_HEADER, str(self._question.target)))
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in named]
+        raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in named]
         await send({"type": "http.response.start", "status": status, "headers": raw})
 
     def _settle(self, lease: Lease) -> None:

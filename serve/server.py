@@ -64,10 +64,10 @@ class EngineServer(LLMServer):
         try:
             request = _request(route, {**body, "model": target.engine_id}, request_id)
             # Closed by name: the engine must hear at once that nobody reads on, not when the garbage is collected.
-            async with aclosing(await self._start(route, request, target)) as stream:
+            async with aclosing(await self._start(route, request, target, request_id)) as stream:
                 joiner = EventJoiner(show_usage=_wants_usage(body))
                 async for found in stream:
-                    for item in _items(found if isinstance(found, list) else [found], joiner):
+                    for item in _items(found if isinstance(found, list) else [found], joiner, request_id):
                         yield _relabel(item, target)
                         if isinstance(item, Failure):
                             return
@@ -77,7 +77,9 @@ class EngineServer(LLMServer):
             logger.exception("request %s to %s failed", request_id, target)
             yield failure_of(error)
 
-    async def _start(self, route: Route, request: BaseModel, target: Target) -> AsyncGenerator[Any, None]:
+    async def _start(
+        self, route: Route, request: BaseModel, target: Target, request_id: str
+    ) -> AsyncGenerator[Any, None]:
         """Loads the target's version if need be, and hands the request to the engine."""
         method: Callable[[BaseModel], Awaitable[AsyncGenerator[Any, None]]] = getattr(self, route)
         if target.version is None:
@@ -87,7 +89,7 @@ class EngineServer(LLMServer):
             try:
                 return await method(request)
             except ValueError as error:
-                logger.exception("the engine cannot load %s", target)
+                logger.exception("the engine cannot load %s for request %s", target, request_id)
                 raise VersionRefusedError(f"{target} cannot be served: the engine refused to load it") from error
 
 
@@ -126,7 +128,7 @@ def _wants_usage(body: dict[str, Any]) -> bool:
     return isinstance(options, dict) and bool(options.get("include_usage"))
 
 
-def _items(parts: Sequence[Any], joiner: EventJoiner) -> list[Item]:
+def _items(parts: Sequence[Any], joiner: EventJoiner, request_id: str) -> list[Item]:
     """What the engine gave at one time -> items."""
     events: list[str] = []
     last: list[Item] = []
@@ -135,7 +137,7 @@ def _items(parts: Sequence[Any], joiner: EventJoiner) -> list[Item]:
         if error is None and isinstance(part, str):
             events.append(part)
             continue
-        last = [_final(part) if error is None else _failure(error)]
+        last = [_final(part) if error is None else _failure(error, request_id)]
         break
     joined = joiner.join(events) if events else ""
     return [joined, *last] if joined else last
@@ -148,10 +150,10 @@ def _error(part: Any) -> dict[str, Any] | None:
     return dict(part.error.model_dump()) if hasattr(part, "error") else None
 
 
-def _failure(error: dict[str, Any]) -> Failure:
+def _failure(error: dict[str, Any], request_id: str) -> Failure:
     status = int(error.get("code") or 500)
     if status >= 500:
-        logger.error("the engine failed: %s", error.get("message"))
+        logger.error("the engine failed at request %s: %s", request_id, error.get("message"))
         return failure_of(RuntimeError())
     lines = str(error["message"]).splitlines() or ["the engine refused the request"]
     return Failure(status, lines[0], "invalid_request_error", error.get("param"))

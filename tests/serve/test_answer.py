@@ -10,6 +10,7 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message
 
+from serve import answer
 from serve.items import Final
 from serve.registry import Registry
 from tests.serve.stand_in import CHAT, STREAM, StandIn, client_of, gateway_app
@@ -26,6 +27,7 @@ class Visitor:
     def __init__(self, app: ASGIApp, body: dict[str, Any]) -> None:
         self.sent: list[Message] = []
         self.leave = asyncio.Event()
+        self.reads = True
         self._body: bytes | None = json.dumps(body).encode()
         scope = {
             "type": "http",
@@ -55,6 +57,8 @@ class Visitor:
 
     async def _send(self, message: Message) -> None:
         self.sent.append(message)
+        if not self.reads:
+            await asyncio.Event().wait()
 
     async def until(self, messages: int) -> None:
         async with asyncio.timeout(5):
@@ -161,6 +165,27 @@ async def test_the_wait_for_the_first_token_does_not_bind_the_rest(engine: Stand
     async with client_of(gateway_app(engine, registry, limits={"first_token_s": 2 * SHORT})) as client:
         response = await client.post("/v1/chat/completions", json={**CHAT, "stream": True})
     assert response.text.endswith("data: [DONE]\n\n")
+
+
+async def test_what_goes_wrong_after_the_last_word_is_not_told(client: httpx.AsyncClient, engine: StandIn) -> None:
+    for stream in (False, True):
+        engine.items = [Final("data: [DONE]\n\n", None), RuntimeError("late")]
+        response = await client.post("/v1/chat/completions", json={**CHAT, "stream": stream})
+        assert (response.status_code, response.text) == (200, "data: [DONE]\n\n")
+
+
+async def test_a_client_that_stops_reading_does_not_keep_its_place(
+    engine: StandIn, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer, "LAST_WORDS_S", SHORT)
+    engine.items = [*STREAM]
+    app = gateway_app(engine, registry, limits={"total_s": SHORT, "total_concurrency": 1})
+    visitor = Visitor(app, {**CHAT, "stream": True})
+    visitor.reads = False
+    await asyncio.wait_for(visitor.task, 5)
+    assert engine.stopped == 1
+    async with client_of(app) as client:
+        assert (await client.post("/tokenize", json=CHAT)).status_code == 200
 
 
 async def test_an_answer_whose_cost_is_unknown_is_still_an_answer(client: httpx.AsyncClient, engine: StandIn) -> None:

@@ -159,20 +159,20 @@ def joiner() -> EventJoiner:
 
 
 def test_what_the_engine_says_becomes_plain_data() -> None:
-    assert _items([EVENT, EVENT], joiner()) == [EVENT + EVENT]
-    assert _items([EVENT, LAST, DONE], joiner()) == [Final(EVENT + DONE, Usage(5, 3, "stop"))]
-    assert _items([LAST], joiner()) == []
+    assert _items([EVENT, EVENT], joiner(), "id") == [EVENT + EVENT]
+    assert _items([EVENT, LAST, DONE], joiner(), "id") == [Final(EVENT + DONE, Usage(5, 3, "stop"))]
+    assert _items([LAST], joiner(), "id") == []
     whole = Final(Whole().model_dump_json(), Usage(5, 3, "stop"))
-    assert _items([Whole()], joiner()) == [whole]
-    assert _items([Tokens(count=4)], joiner()) == [Final('{"count":4}', Usage(4, 0))]
+    assert _items([Whole()], joiner(), "id") == [whole]
+    assert _items([Tokens(count=4)], joiner(), "id") == [Final('{"count":4}', Usage(4, 0))]
     refused = Error(error=Info(message="bad\ntrace", code=400, param="n"))
-    assert _items([refused], joiner()) == [Failure(400, "bad", "invalid_request_error", "n")]
+    assert _items([refused], joiner(), "id") == [Failure(400, "bad", "invalid_request_error", "n")]
 
 
 def test_an_error_ends_what_came_with_it_and_tells_nothing() -> None:
     event = 'data: {"error": {"message": "/secret"}}\n\n'
     for failed in (Error(error=Info(message="/secret", code=500)), event):
-        text, failure = _items([EVENT, failed, DONE], joiner())
+        text, failure = _items([EVENT, failed, DONE], joiner(), "id")
         assert text == EVENT
         assert isinstance(failure, Failure)
         assert failure.status == 500
