@@ -65,10 +65,10 @@ class EngineServer(LLMServer):
             request = _request(route, {**body, "model": target.engine_id}, request_id)
             # Closed by name: the engine must hear at once that nobody reads on, not when the garbage is collected.
             async with aclosing(await self._start(route, request, target, request_id)) as stream:
-                joiner = EventJoiner(show_usage=_wants_usage(body))
+                joiner, names = EventJoiner(show_usage=_wants_usage(body)), _names(target)
                 async for found in stream:
                     for item in _items(found if isinstance(found, list) else [found], joiner, request_id):
-                        yield _relabel(item, target)
+                        yield _relabel(item, names)
                         if isinstance(item, Failure):
                             return
         except RaysftError as error:
@@ -169,17 +169,20 @@ def _final(part: Any) -> Final:
     return Final(text, Usage(usage.prompt_tokens, usage.completion_tokens or 0, reason))
 
 
-def _relabel(item: Item, target: Target) -> Item:
-    """Names the version as users know it where the engine names its own id.
+def _names(target: Target) -> tuple[str, str]:
+    """How the engine names a target in what it writes, and how users know it.
 
     The text between quotes cannot come from an answer: inside JSON strings every quote is escaped.
     """
-    if isinstance(item, Failure) or target.version is None:
-        return item
-    ours, theirs = (f'"model":{json.dumps(name, ensure_ascii=False)}' for name in (str(target), target.engine_id))
-    if isinstance(item, Final):
-        return Final(item.text.replace(theirs, ours), item.usage)
-    return item.replace(theirs, ours)
+    theirs, ours = (f'"model":{json.dumps(name, ensure_ascii=False)}' for name in (target.engine_id, str(target)))
+    return theirs, ours
+
+
+def _relabel(item: Item, names: tuple[str, str]) -> Item:
+    """Names the version as users know it where the engine names its own id."""
+    if isinstance(item, str):
+        return item.replace(*names)
+    return Final(item.text.replace(*names), item.usage) if isinstance(item, Final) else item
 
 
 def llm_config(config: ServeConfig) -> LLMConfig:

@@ -10,7 +10,7 @@ from serve.config import ServeConfig
 from serve.errors import BadRequestError, Failure
 from serve.items import DONE, EventJoiner, Final, Usage
 from serve.requests import Route
-from serve.server import _items, _relabel, _request, llm_config
+from serve.server import _items, _names, _relabel, _request, llm_config
 from serve.traffic import Target
 from serve.versions import VersionId
 
@@ -116,10 +116,12 @@ def test_tools_logprobs_and_reasoning_reach_the_engine() -> None:
 def test_the_engines_own_id_never_leaves() -> None:
     chunk = 'data: {"id":"1","model":"base:support@v1","choices":[{"text":"\\"model\\":\\"base:support@v1\\""}]}'
     ours = 'data: {"id":"1","model":"support@v1","choices":[{"text":"\\"model\\":\\"base:support@v1\\""}]}'
-    assert _relabel(chunk, TARGET) == ours
-    assert _relabel(2 * chunk, TARGET) == 2 * ours
-    assert _relabel(Final(chunk, None), TARGET) == Final(ours, None)
-    assert _relabel('{"model":"base"}', Target("base", None)) == '{"model":"base"}'
+    names = _names(TARGET)
+    assert _relabel(chunk, names) == ours
+    assert _relabel(2 * chunk, names) == 2 * ours
+    assert _relabel(Final(chunk, None), names) == Final(ours, None)
+    assert _relabel(Failure(400, chunk, "x"), names) == Failure(400, chunk, "x")
+    assert _relabel('{"model":"base"}', _names(Target("base", None))) == '{"model":"base"}'
 
 
 class Counts(BaseModel):
