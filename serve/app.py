@@ -19,7 +19,9 @@ from ray.serve import Application
 from ray.serve.config import HTTPOptions
 
 from serve.config import ServeConfig
+from serve.door import check_exposure
 from serve.errors import NotReadyError
+from serve.keys import ENVIRONMENT, KeySource
 from serve.registry import Registry
 from sft.errors import ConfigError, ModelError
 
@@ -31,10 +33,12 @@ def build(config: ServeConfig) -> Application:
     """Builds the application: gateways in front of engine replicas.
 
     Raises:
+        ConfigError: other machines could ask, and there are no API keys; or the keys cannot be read.
         ModelError: the base model is neither a checkpoint's folder nor a hub id.
         RegistryError: the registry cannot be opened.
     """
     config = _located(config)
+    further_keys = _further_keys(config)
     Registry.open(config.registry, create=True).version_ids()
     # vLLM takes seconds to import, which --help and a faulty config need not wait for.
     from serve.gateway import GatewayServer
@@ -44,13 +48,11 @@ def build(config: ServeConfig) -> Application:
     gateway = deployment.options(
         name="gateway",
         num_replicas=config.scaling.gateway_replicas,
-        # Requests wait at the engine's own limit, so that the gateway never is the narrow place.
-        max_ongoing_requests=4 * config.scaling.max_ongoing_requests * config.scaling.max_replicas,
+        # Above what the gateway itself takes on: it is to say that it is full, rather than let requests wait unseen.
+        max_ongoing_requests=2 * config.total_concurrency,
         ray_actor_options={"num_cpus": 0.1},
     )
-    application: Application = gateway.bind(
-        config.id, config.registry, config.engine.max_model_len, bind_engine(config)
-    )
+    application: Application = gateway.bind(config, further_keys, bind_engine(config))
     return application
 
 
@@ -87,6 +89,7 @@ def start(config: ServeConfig, say: Callable[[str], None] = print) -> str:
         The address of the API, such as http://127.0.0.1:8000/v1.
 
     Raises:
+        ConfigError: other machines could ask, and there are no API keys; or the keys cannot be read.
         ModelError: the base model is missing.
         RegistryError: the registry cannot be opened.
         NotReadyError: the port is taken, or the engine does not start.
@@ -94,6 +97,7 @@ def start(config: ServeConfig, say: Callable[[str], None] = print) -> str:
     host, port = config.http.host, config.http.port
     _check_port(host, port)
     config = _located(config)
+    _further_keys(config)
     if not ray.is_initialized():
         connect(config)
     _hush()
@@ -124,7 +128,11 @@ def connect(config: ServeConfig) -> None:
 
 def _located(config: ServeConfig) -> ServeConfig:
     """Makes local addresses absolute, because replicas run in folders of their own."""
-    changes = {}
+    changes: dict[str, Any] = {}
+    if config.access.keys:
+        changes["access"] = config.access.model_copy(update={"keys": str(Path(config.access.keys).absolute())})
+    if config.log.access_file:
+        changes["log"] = config.log.model_copy(update={"access_file": str(Path(config.log.access_file).absolute())})
     if "://" not in config.registry:
         changes["registry"] = str(Path(config.registry).absolute())
     base = Path(config.base)
@@ -135,6 +143,13 @@ def _located(config: ServeConfig) -> ServeConfig:
     elif not _HUB_ID.fullmatch(config.base):
         raise ModelError(f"base model {config.base}: there is no such folder, and it is no Hugging Face model id")
     return config.model_copy(update=changes)
+
+
+def _further_keys(config: ServeConfig) -> str:
+    """The API keys of the environment, once those and the file's are found fit to start with."""
+    further = os.environ.get(ENVIRONMENT, "")
+    check_exposure(config.http.host, KeySource(config.access.keys, further), open_to_all=config.access.open)
+    return further
 
 
 def _check_port(host: str, port: int) -> None:

@@ -95,6 +95,67 @@ class HttpSection(Section):
     port: int = Field(8000, gt=0, le=65535, description="Port to listen on.")
 
 
+class AccessSection(Section):
+    """Who may ask."""
+
+    keys: str | None = Field(
+        None, description="File of API keys, one a line as `python -m jobs.keys create` prints them; read on change."
+    )
+    open: bool = Field(False, description="Answer other machines although no API key is configured.")
+
+
+class Rates(Section):
+    """What one API key may use. Where a key says nothing, the server's own rates hold; null sets no limit."""
+
+    requests_per_minute: int | None = Field(None, gt=0, description="Requests a minute of one API key.")
+    tokens_per_minute: int | None = Field(
+        None, gt=0, description="Tokens a minute of one API key, prompts and answers together."
+    )
+    concurrency: int | None = Field(None, gt=0, description="Requests of one API key at a time.")
+
+
+class LimitsSection(Rates):
+    """Rates of an API key that names none of its own, and the limits of the whole server."""
+
+    total_concurrency: int | None = Field(
+        None, gt=0, description="Requests at a time, all keys together; by default twice what the engines work on."
+    )
+    body_s: float = Field(30.0, gt=0, description="Longest time for a client to send its request, in seconds.")
+    first_token_s: float = Field(120.0, gt=0, description="Longest wait for a stream's first token, in seconds.")
+    total_s: float = Field(600.0, gt=0, description="Longest time for a whole answer, in seconds.")
+
+
+class CapsSection(Section):
+    """How large a request may be."""
+
+    body_bytes: int = Field(4 * 2**20, gt=0, description="Bytes of a request's body.")
+    messages: int = Field(1000, gt=0, description="Messages of a conversation.")
+    prompts: int = Field(32, gt=0, description="Prompts of one completion request.")
+    n: int = Field(16, gt=0, description="Answers to one prompt.")
+    max_tokens: int | None = Field(
+        None, gt=0, description="Tokens of an answer that a request may ask for; by default engine.max_model_len."
+    )
+    stop: int = Field(4, gt=0, description="Stop texts.")
+    stop_chars: int = Field(256, gt=0, description="Characters of a stop text.")
+    logit_bias: int = Field(300, gt=0, description="Entries of logit_bias and of each list of token ids or bad words.")
+    tools: int = Field(128, gt=0, description="Tools of a request.")
+    schema_chars: int = Field(
+        16 * 2**10,
+        gt=0,
+        description="Characters of a JSON schema, regex or grammar; 16 Ki can take the engine a second to compile.",
+    )
+    schema_depth: int = Field(32, gt=0, description="Levels of nesting in a JSON schema.")
+
+
+class LogSection(Section):
+    """The access log: one JSON line a request."""
+
+    access_file: str | None = Field(
+        None, description="File for the lines, on each gateway's node; by default the replica's standard output."
+    )
+    prompts: bool = Field(False, description="Also write what clients ask; answers are never written.")
+
+
 class RaySection(Section):
     """Which Ray cluster to use."""
 
@@ -113,6 +174,10 @@ class ServeConfig(Section):
     engine: EngineSection = EngineSection()
     scaling: ScalingSection = ScalingSection()
     http: HttpSection = HttpSection()
+    access: AccessSection = AccessSection()
+    limits: LimitsSection = LimitsSection()
+    caps: CapsSection = CapsSection()
+    log: LogSection = LogSection()
     ray: RaySection = RaySection()
 
     @model_validator(mode="after")
@@ -120,6 +185,17 @@ class ServeConfig(Section):
         if not self.id or any(mark in self.id for mark in ":@") or not self.id.isprintable():
             raise ValueError(f"base_id {self.id!r} must be printable and without ':' and '@', which versions use")
         return self
+
+    @property
+    def max_tokens(self) -> int:
+        """How long an answer a request may ask for, in tokens."""
+        return min(self.caps.max_tokens or self.engine.max_model_len, self.engine.max_model_len)
+
+    @property
+    def total_concurrency(self) -> int:
+        """How many requests all gateways together take at a time."""
+        engines = self.scaling.max_ongoing_requests * self.scaling.max_replicas
+        return self.limits.total_concurrency or 2 * engines
 
     @property
     def id(self) -> str:

@@ -1,134 +1,127 @@
 """The HTTP ingress: OpenAI's routes in front of the engines.
 
-A request is pinned to one exact version when it enters; the answer says which (`model` and the header
-`x-raysft-version`). Errors have OpenAI's shape and never hold a traceback or a path.
+A request is let in by its key, checked, pinned to one exact version and answered; the answer says which version
+(`model` and the header `x-raysft-version`). Errors have OpenAI's shape and never hold a traceback or a path.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections import OrderedDict
-from collections.abc import AsyncIterator
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
+from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.exceptions import RayError
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from serve.access_log import AccessLog
+from serve.admin import Admin
+from serve.answer import Answer, Question
+from serve.body import read_bytes
+from serve.cards import model_cards
 from serve.catalogue import Catalogue
-from serve.errors import Failure, NotReadyError, UnknownModelError, failure_of
+from serve.config import ServeConfig
+from serve.door import Door, check_model, check_scope, client_of
+from serve.engines import Engine, ServeEngine
+from serve.errors import ClientGoneError, Failure, UnknownModelError, failure_of
+from serve.front import Front, record_of
+from serve.keys import Key, KeySource
+from serve.keys import Scope as KeyScope
+from serve.limits import Limiter
+from serve.metrics import CONTENT_TYPE, Metrics, exposition
 from serve.registry import Registry
-from serve.requests import Route, read_body
-from serve.traffic import Target
-from serve.versions import Version
+from serve.requests import Route, read_body, tokens_asked
 from sft.errors import RaysftError
 
 ROUTES: dict[str, Route] = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/tokenize": "tokenize"}
-VERSION_HEADER = "x-raysft-version"
-HEALTH_TIMEOUT_S = 10.0
-HANDLES = 256
+METRICS_TIMEOUT_S = 5.0
+
+Replicas = Mapping[str, list[Metric]]
+"""The metrics of each gateway replica, by its name."""
 
 logger = logging.getLogger("ray.serve")
 
 
-class Engine(Protocol):
-    """What a gateway needs of the engines behind it."""
-
-    def answer(self, route: Route, body: dict[str, Any], target: Target) -> AsyncIterator[str | Failure]:
-        """Answers a request: one JSON text, or texts of server-sent events; a `Failure` ends it."""
-        ...
-
-    async def check(self) -> None:
-        """Raises `NotReadyError` unless an engine can answer."""
-        ...
-
-
-class ServeEngine:
-    """The engines of a Serve deployment."""
-
-    def __init__(self, handle: DeploymentHandle[Any]) -> None:
-        self._handle: Any = handle  # its methods are the deployment's, which no type knows
-        # A configured handle is costly to make. Targets are resolved before they come here, so clients cannot add any.
-        self._handles: OrderedDict[str, Any] = OrderedDict()
-
-    async def answer(self, route: Route, body: dict[str, Any], target: Target) -> AsyncIterator[str | Failure]:
-        """See `Engine`."""
-        try:
-            async for item in self._streaming(target).answer.remote(route, body, target):
-                yield item
-        except BackPressureError:
-            yield failure_of(NotReadyError("the server is full; try again in a moment"))
-        except (RayError, RayServeException):
-            logger.exception("the engine was lost while it answered")
-            yield failure_of(NotReadyError("the engine was lost; try again in a moment"))
-
-    async def check(self) -> None:
-        """See `Engine`."""
-        try:
-            async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                await self._handle.check_health.remote()
-        except (TimeoutError, RayError, RayServeException):
-            raise NotReadyError("the engine does not answer") from None
-
-    def _streaming(self, target: Target) -> Any:
-        key = target.engine_id
-        if key not in self._handles:
-            options = {"multiplexed_model_id": key} if target.version else {}
-            self._handles[key] = self._handle.options(stream=True, **options)
-            if len(self._handles) > HANDLES:
-                self._handles.popitem(last=False)
-        self._handles.move_to_end(key)
-        return self._handles[key]
-
-
 class Gateway:
-    """The routes. One instance a replica; holds no state but what the catalogue last read."""
+    """The routes. One instance a replica; it keeps what the limits and the metrics count, and nothing that matters.
 
-    def __init__(self, catalogue: Catalogue, engine: Engine, *, max_model_len: int) -> None:
-        self._catalogue, self._engine, self._max_model_len = catalogue, engine, max_model_len
+    Args:
+        catalogue: what can be asked for.
+        engine: what answers.
+        open_registry: opens the registry, for the admin routes.
+        config: the application's.
+        keys: the API keys in force.
+        clock: seconds, ever growing, for the limits.
+    """
 
-    def app(self) -> FastAPI:
-        """The ASGI application."""
+    def __init__(
+        self,
+        catalogue: Catalogue,
+        engine: Engine,
+        open_registry: Callable[[], Registry],
+        config: ServeConfig,
+        keys: KeySource,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._catalogue, self._engine, self._config = catalogue, engine, config
+        self._door = Door(keys, open_to_all=config.access.open)
+        self._limiter = Limiter(config.limits, config.total_concurrency, config.scaling.gateway_replicas, clock)
+        self._log = AccessLog(config.log.access_file, prompts=config.log.prompts)
+        self._admin = Admin(open_registry, partial(self._enter, scope="admin"), self._log)
+        self.metrics = Metrics(lambda: self._limiter.running)
+
+    def app(self, replicas: Callable[[], Awaitable[Replicas]] | None = None, *, returns_ids: bool = False) -> ASGIApp:
+        """The ASGI application.
+
+        Args:
+            replicas: collects the metrics of all gateway replicas; by default there is only this one.
+            returns_ids: whether the server in front sends the client's `x-request-id` back by itself.
+        """
         app = FastAPI(title="raysft", docs_url=None, redoc_url=None, openapi_url=None)
         for path, route in ROUTES.items():
             app.add_api_route(path, partial(self.generate, route), methods=["POST"], response_model=None)
         app.add_api_route("/v1/models", self.models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", self.model, methods=["GET"])
         app.add_api_route("/health", self.health, methods=["GET"])
+        app.add_api_route("/metrics", partial(self.exposition, replicas), methods=["GET"], response_model=None)
+        for method, path, handler in self._admin.routes():
+            app.add_api_route(path, handler, methods=[method])
         app.add_exception_handler(HTTPException, _on_http_error)
         app.add_exception_handler(RaysftError, _on_error)
         app.add_exception_handler(Exception, _on_error)
-        return app
+        return Front(app, self._log, self.metrics, returns_ids=returns_ids)
 
     async def generate(self, route: Route, request: Request) -> Response:
         """Chat completions, completions and tokenize: all are one body in, one answer of one version out."""
-        body = read_body(route, await request.body())
+        key = self._enter(request, "chat")
+        record, config = record_of(request.scope), self._config
+        data = await read_bytes(request, config.caps.body_bytes, config.limits.body_s)
+        body = read_body(route, data, config.caps, config.max_tokens)
+        record.model, record.stream = body["model"], body.get("stream") is True
+        record.prompt = body.get("messages", body.get("prompt")) if config.log.prompts else None
+        check_model(key, body["model"])
         target = await self._catalogue.target(body["model"])
-        items = self._engine.answer(route, body, target)
-        # The first item is awaited before a status is sent, so that an engine's refusal is no broken 200.
-        first = await anext(items, None)
-        headers = {VERSION_HEADER: str(target)}
-        if isinstance(first, Failure):
-            return JSONResponse(first.body(), first.status, headers)
-        if first is None:
-            raise NotReadyError("the engine gave no answer; try again")
-        if body.get("stream"):
-            return StreamingResponse(_events(first, items), headers=headers, media_type="text/event-stream")
-        return Response(first, headers=headers, media_type="application/json")
+        record.version = str(target)
+        question = Question(route, body, target, key, *tokens_asked(route, body, len(data)))
+        return Answer(question, self._engine, self._limiter, config.limits, record)
 
-    async def models(self) -> dict[str, Any]:
-        """The base model, every alias and every version."""
-        return {"object": "list", "data": await self._cards()}
+    async def models(self, request: Request) -> dict[str, Any]:
+        """The base model, every alias and every version, as far as the key may use them."""
+        key = self._enter(request, "chat")
+        return {"object": "list", "data": [card for card in await self._cards() if key.may_use(card["id"])]}
 
-    async def model(self, model: str) -> dict[str, Any]:
+    async def model(self, request: Request, model: str) -> dict[str, Any]:
         """One model."""
+        check_model(self._enter(request, "chat"), model)
         await self._catalogue.target(model)
         found = next((card for card in await self._cards() if card["id"] == model), None)
         if found is None:
@@ -140,73 +133,84 @@ class Gateway:
         await self._engine.check()
         return {"status": "ok"}
 
+    async def exposition(self, replicas: Callable[[], Awaitable[Replicas]] | None, request: Request) -> Response:
+        """The metrics, as Prometheus reads them."""
+        self._enter(request, "metrics")
+        found = await replicas() if replicas else {"0": self.metrics.families()}
+        return Response(exposition(found), media_type=CONTENT_TYPE)
+
+    def _enter(self, request: Request, scope: KeyScope) -> Key:
+        key = self._door.enter(client_of(request.scope), request.headers)
+        record_of(request.scope).key = key.id
+        check_scope(key, scope)
+        return key
+
     async def _cards(self) -> list[dict[str, Any]]:
         versions = await self._catalogue.versions()
-        known = await self._catalogue.known()
-        by_id = {version.id: version for version in versions}
-        base = {**_card(known.base_id, 0, known.base_id, None), "max_model_len": self._max_model_len}
-        aliases = [
-            {**_version_card(alias, by_id[version], known.base_id), "root": str(version)}
-            for alias, version in sorted(known.aliases.items())
-            if version in by_id and alias != known.base_id
-        ]
-        return [base, *aliases, *(_version_card(str(version.id), version, known.base_id) for version in versions)]
+        return model_cards(await self._catalogue.known(), versions, self._config.engine.max_model_len)
 
 
-def _card(model: str, created: int, root: str, parent: str | None) -> dict[str, Any]:
-    return {"id": model, "object": "model", "created": created, "owned_by": "raysft", "root": root, "parent": parent}
+class _Silent(Response):
+    """Says nothing, to a client that is gone."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends nothing."""
 
 
-def _version_card(model: str, version: Version, base_id: str) -> dict[str, Any]:
-    bundle = version.bundle
-    # Of the lineage only what holds no path: a run's config stays with the registry.
-    lineage = {key: bundle.lineage[key] for key in ("run", "data_fingerprint", "metrics") if key in bundle.lineage}
-    metadata = {
-        "version": str(version.id),
-        "digest": version.digest,
-        "rank": bundle.rank,
-        "base_fingerprint": bundle.base_fingerprint,
-        "template_fingerprint": bundle.template_fingerprint,
-        "published_by": version.published_by,
-        "lineage": lineage,
-    }
-    card = _card(model, int(version.published_at.timestamp()), str(version.id), base_id)
-    return {**card, "metadata": metadata}
-
-
-async def _events(first: str, items: AsyncIterator[str | Failure]) -> AsyncIterator[str]:
-    """The stream. After a failure there is no [DONE], so that nobody takes a torn answer for a whole one."""
-    yield first
-    async for item in items:
-        if isinstance(item, Failure):
-            yield f"data: {json.dumps(item.body())}\n\n"
-            return
-        yield item
-
-
-async def _on_http_error(_: Request, error: Exception) -> Response:
+async def _on_http_error(request: Request, error: Exception) -> Response:
     """Unknown routes, wrong methods and the like, which the framework itself refuses."""
     assert isinstance(error, HTTPException)
     code = {404: "route_not_found", 405: "method_not_allowed"}.get(error.status_code)
+    record_of(request.scope).error = code or "bad_request"
     failure = Failure(error.status_code, str(error.detail), "invalid_request_error", None, code)
     return JSONResponse(failure.body(), failure.status, error.headers)
 
 
-async def _on_error(_: Request, error: Exception) -> Response:
-    failure = failure_of(error)
+async def _on_error(request: Request, error: Exception) -> Response:
+    failure, record = failure_of(error), record_of(request.scope)
+    record.error, record.limit = failure.code or "bad_request", getattr(error, "limit", None)
+    if isinstance(error, ClientGoneError):
+        return _Silent()
     if failure.status >= 500:
-        logger.error("a request failed: %s", error, exc_info=None if isinstance(error, RaysftError) else error)
-    return JSONResponse(failure.body(), failure.status)
+        trace = None if isinstance(error, RaysftError) else error
+        logger.error("request %s failed: %s", record.request_id, error, exc_info=trace)
+    return JSONResponse(failure.body(), failure.status, dict(failure.headers))
 
 
 @serve.ingress()
 class GatewayServer:
-    """The gateway as a Serve deployment."""
+    """The gateway as a Serve deployment.
 
-    def __init__(self, base_id: str, registry: str, max_model_len: int, engine: DeploymentHandle[Any]) -> None:
-        catalogue = Catalogue(base_id, partial(Registry.open, registry))
-        self._gateway = Gateway(catalogue, ServeEngine(engine), max_model_len=max_model_len)
+    Args:
+        config: the application's; its addresses must be valid on every node.
+        further_keys: lines with API keys beside those of the config's file.
+        engine: the engines' deployment.
+    """
 
-    async def __serve_build_asgi_app__(self) -> FastAPI:
+    def __init__(self, config: ServeConfig, further_keys: str, engine: DeploymentHandle[Any]) -> None:
+        open_registry = partial(Registry.open, config.registry)
+        keys = KeySource(config.access.keys, further_keys)
+        catalogue = Catalogue(config.id, open_registry)
+        self._replicas = config.scaling.gateway_replicas
+        self._gateway = Gateway(catalogue, ServeEngine(engine), open_registry, config, keys)
+
+    async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the constructor is through."""
-        return self._gateway.app()
+        return self._gateway.app(self._all_metrics, returns_ids=True)
+
+    async def metrics(self) -> tuple[str, list[Metric]]:
+        """This replica's name and metrics; called by its siblings."""
+        return serve.get_replica_context().replica_tag, self._gateway.metrics.families()
+
+    async def _all_metrics(self) -> Replicas:
+        """The metrics of every replica, whichever is asked; of this one alone while the others do not answer."""
+        if self._replicas == 1:
+            return dict([await self.metrics()])
+        context = serve.get_replica_context()
+        siblings: Any = serve.get_deployment_handle(context.deployment, context.app_name)
+        try:
+            async with asyncio.timeout(METRICS_TIMEOUT_S):
+                return dict(await siblings.broadcast("metrics").results_async())
+        except (TimeoutError, RayError, RayServeException) as error:
+            logger.warning("only this replica's metrics could be read: %s", error)
+            return dict([await self.metrics()])

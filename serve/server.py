@@ -1,7 +1,7 @@
 """The vLLM deployment: Ray's LLMServer with our loader, answering in plain data.
 
-This is the only file that knows the engine. A gateway sends a JSON object and an exact version; it gets JSON text, or
-server-sent events as text, or a `Failure`: never an object of vLLM's and never a traceback.
+This is the only file that knows the engine. A gateway sends a JSON object and an exact version; it gets the items of
+serve/items.py: never an object of vLLM's and never a traceback.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import asyncio
 import json
 import logging
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from vllm.exceptions import VLLMClientError
 
 from serve.config import ServeConfig
 from serve.errors import BadRequestError, Failure, VersionRefusedError, failure_of
+from serve.items import ERROR, EventJoiner, Final, Item, Usage
 from serve.loader import AdapterLoader
 from serve.requests import Route
 from serve.traffic import Target
@@ -50,27 +52,36 @@ class EngineServer(LLMServer):
         if engine._oai_serving_tokenization is None:
             engine._oai_serving_tokenization = engine._app_state.serving_tokenization
 
-    async def answer(self, route: Route, body: dict[str, Any], target: Target) -> AsyncIterator[str | Failure]:
+    async def answer(self, route: Route, body: dict[str, Any], target: Target, request_id: str) -> AsyncIterator[Item]:
         """Answers one request by exactly one target. The caller names the target's engine id as multiplexed model.
 
+        A caller that stops reading, or cancels, stops the engine's work on the request.
+
         Yields:
-            One JSON text; or, for a streamed request, texts of server-sent events; or a `Failure` as the last item.
+            One `Final` with a JSON text; or, for a streamed request, texts of server-sent events and a `Final`; or a
+            `Failure` as the last item.
         """
         try:
-            request = _request(route, {**body, "model": target.engine_id})
-            stream = await self._start(route, request, target)
-            async for item in stream:
-                for part in item if isinstance(item, list) else [item]:
-                    yield _relabel(_plain(part), target)
+            request = _request(route, {**body, "model": target.engine_id}, request_id)
+            # Closed by name: the engine must hear at once that nobody reads on, not when the garbage is collected.
+            async with aclosing(await self._start(route, request, target, request_id)) as stream:
+                joiner, names = EventJoiner(show_usage=_wants_usage(body)), _names(target)
+                async for found in stream:
+                    for item in _items(found if isinstance(found, list) else [found], joiner, request_id):
+                        yield _relabel(item, names)
+                        if isinstance(item, Failure):
+                            return
         except RaysftError as error:
             yield failure_of(error)
         except Exception as error:
-            logger.exception("a request to %s failed", target)
+            logger.exception("request %s to %s failed", request_id, target)
             yield failure_of(error)
 
-    async def _start(self, route: Route, request: BaseModel, target: Target) -> AsyncIterator[Any]:
+    async def _start(
+        self, route: Route, request: BaseModel, target: Target, request_id: str
+    ) -> AsyncGenerator[Any, None]:
         """Loads the target's version if need be, and hands the request to the engine."""
-        method: Callable[[BaseModel], Awaitable[AsyncIterator[Any]]] = getattr(self, route)
+        method: Callable[[BaseModel], Awaitable[AsyncGenerator[Any, None]]] = getattr(self, route)
         if target.version is None:
             return await method(request)
         # vLLM refuses the second of two requests that load the same version at the same moment.
@@ -78,12 +89,12 @@ class EngineServer(LLMServer):
             try:
                 return await method(request)
             except ValueError as error:
-                logger.exception("the engine cannot load %s", target)
+                logger.exception("the engine cannot load %s for request %s", target, request_id)
                 raise VersionRefusedError(f"{target} cannot be served: the engine refused to load it") from error
 
 
-def _request(route: Route, body: dict[str, Any]) -> BaseModel:
-    """Builds the engine's request.
+def _request(route: Route, body: dict[str, Any], request_id: str) -> BaseModel:
+    """Builds the engine's request: the client's own, but with the gateway's id, and with the usage of every stream.
 
     Raises:
         BadRequestError: a field is unknown or its value is not allowed.
@@ -93,6 +104,11 @@ def _request(route: Route, body: dict[str, Any]) -> BaseModel:
     unknown = sorted(set(body) - set(model.model_fields))
     if unknown:
         raise BadRequestError(f"{unknown[0]}: no such field in this request", unknown[0])
+    if "request_id" in model.model_fields:
+        body = {**body, "request_id": request_id}
+    options = body.get("stream_options")
+    if body.get("stream") is True and (options is None or isinstance(options, dict)) and not _wants_usage(body):
+        body = {**body, "stream_options": {"include_usage": True}}
     try:
         return model.model_validate(body)
     except ValidationError as error:
@@ -106,35 +122,67 @@ def _request(route: Route, body: dict[str, Any]) -> BaseModel:
         raise BadRequestError(str(error), getattr(error, "parameter", None)) from None
 
 
-def _plain(part: Any) -> str | Failure:
-    """One item of the engine's -> text or failure."""
-    error: dict[str, Any] | None = None
+def _wants_usage(body: dict[str, Any]) -> bool:
+    """Whether the client itself asked for the event with the usage."""
+    options = body.get("stream_options")
+    return isinstance(options, dict) and bool(options.get("include_usage"))
+
+
+def _items(parts: Sequence[Any], joiner: EventJoiner, request_id: str) -> list[Item]:
+    """What the engine gave at one time -> items."""
+    events: list[str] = []
+    last: list[Item] = []
+    for part in parts:
+        error = _error(part)
+        if error is None and isinstance(part, str):
+            events.append(part)
+            continue
+        last = [_final(part) if error is None else _failure(error, request_id)]
+        break
+    joined = joiner.join(events) if events else ""
+    return [joined, *last] if joined else last
+
+
+def _error(part: Any) -> dict[str, Any] | None:
+    """The error that one of the engine's parts says, if it does."""
     if isinstance(part, str):
-        if not part.startswith('data: {"error"'):
-            return part
-        error = json.loads(part.removeprefix("data: "))["error"]
-    elif hasattr(part, "error"):
-        error = part.error.model_dump()
-    if error is None:
-        text: str = part.model_dump_json()
-        return text
+        return dict(json.loads(part.removeprefix("data: "))["error"]) if part.startswith(ERROR) else None
+    return dict(part.error.model_dump()) if hasattr(part, "error") else None
+
+
+def _failure(error: dict[str, Any], request_id: str) -> Failure:
     status = int(error.get("code") or 500)
     if status >= 500:
-        logger.error("the engine failed: %s", error.get("message"))
+        logger.error("the engine failed at request %s: %s", request_id, error.get("message"))
         return failure_of(RuntimeError())
     lines = str(error["message"]).splitlines() or ["the engine refused the request"]
     return Failure(status, lines[0], "invalid_request_error", error.get("param"))
 
 
-def _relabel(item: str | Failure, target: Target) -> str | Failure:
-    """Names the version as users know it where the engine names its own id.
+def _final(part: Any) -> Final:
+    """A whole answer."""
+    text: str = part.model_dump_json()
+    usage = getattr(part, "usage", None)
+    if usage is None:
+        return Final(text, Usage(getattr(part, "count", 0), 0))
+    reason = part.choices[-1].finish_reason if part.choices else None
+    return Final(text, Usage(usage.prompt_tokens, usage.completion_tokens or 0, reason))
+
+
+def _names(target: Target) -> tuple[str, str]:
+    """How the engine names a target in what it writes, and how users know it.
 
     The text between quotes cannot come from an answer: inside JSON strings every quote is escaped.
     """
-    if isinstance(item, Failure) or target.version is None:
-        return item
-    ours, theirs = (json.dumps(name, ensure_ascii=False) for name in (str(target), target.engine_id))
-    return item.replace(f'"model":{theirs}', f'"model":{ours}', 1)
+    theirs, ours = (f'"model":{json.dumps(name, ensure_ascii=False)}' for name in (target.engine_id, str(target)))
+    return theirs, ours
+
+
+def _relabel(item: Item, names: tuple[str, str]) -> Item:
+    """Names the version as users know it where the engine names its own id."""
+    if isinstance(item, str):
+        return item.replace(*names)
+    return Final(item.text.replace(*names), item.usage) if isinstance(item, Final) else item
 
 
 def llm_config(config: ServeConfig) -> LLMConfig:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,25 @@ def test_local_addresses_are_made_absolute(tmp_path: Path, monkeypatch: pytest.M
 def test_addresses_elsewhere_stay() -> None:
     located = _located(ServeConfig(registry="s3://bucket/registry", base="org/model"))
     assert (located.registry, located.base) == ("s3://bucket/registry", "org/model")
+
+
+def test_files_of_keys_and_logs_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = {"registry": "r", "base": "org/model", "access": {"keys": "k"}, "log": {"access_file": "l"}}
+    located = _located(ServeConfig.model_validate(given))
+    assert (located.access.keys, located.log.access_file) == (str(tmp_path / "k"), str(tmp_path / "l"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"http": {"host": "0.0.0.0"}}, "reachable from other machines, and no API keys are configured"),
+        ({"access": {"keys": "none"}}, "the API keys cannot be read: No such file"),
+    ],
+)
+def test_a_server_that_everyone_could_ask_is_not_built(tmp_path: Path, changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ConfigError, match=fault):
+        app_builder({"registry": str(tmp_path), "base": "org/model", **changes})
 
 
 @pytest.mark.parametrize("base", ["/no/such/model", "build/no/such", "./model", "~/model"])

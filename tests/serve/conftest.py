@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serve.registry import Registry
+from serve.versions import VersionId
+from tests.bundles import tiny_bundle
+from tests.serve.stand_in import StandIn, client_of, gateway_app
+
+
+@pytest.fixture
+def engine() -> StandIn:
+    return StandIn()
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Registry:
+    """Holds `support@v1`, with the alias `support`, and `support@v2`."""
+    made = Registry.open(tmp_path / "registry", create=True)
+    tiny_bundle(tmp_path / "bundle")
+    for _ in range(2):
+        made.publish(tmp_path / "bundle", "support")
+    made.promote("support", VersionId("support", 1))
+    return made
+
+
+@pytest.fixture
+def client(engine: StandIn, registry: Registry) -> httpx.AsyncClient:
+    """A client of a gateway without keys."""
+    return client_of(gateway_app(engine, registry))

@@ -1,0 +1,95 @@
+"""A gateway in front of an engine that is a stand-in; tests/engine has the real one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import httpx
+from starlette.types import ASGIApp
+
+from serve.catalogue import Catalogue
+from serve.config import ServeConfig
+from serve.errors import Failure, NotReadyError
+from serve.gateway import Gateway
+from serve.items import DONE, Final, Item, Usage
+from serve.keys import Key, KeySource, hash_key
+from serve.registry import Registry
+from serve.requests import Route
+from serve.traffic import Target
+
+URL = "http://127.0.0.1:8000"
+CHAT: dict[str, Any] = {"model": "support", "messages": [{"role": "user", "content": "hi"}]}
+USAGE = Usage(7, 3, "stop")
+STREAM: list[Item] = ["data: 1\n\n", "data: 2\n\n", Final(f"data: 3\n\n{DONE}", USAGE)]
+
+
+class StandIn:
+    """Answers with what it was asked, or with the items it was given; a number among them is a pause in seconds."""
+
+    def __init__(self) -> None:
+        self.items: list[Item | Exception | float] | None = None
+        self.asked: list[tuple[Route, dict[str, Any], Target]] = []
+        self.ids: list[str] = []
+        self.stopped = 0
+        self.down = False
+
+    async def answer(
+        self, route: Route, body: dict[str, Any], target: Target, request_id: str
+    ) -> AsyncGenerator[Item, None]:
+        self.asked.append((route, body, target))
+        self.ids.append(request_id)
+        own: list[Item | Exception | float] = [Final(json.dumps({"by": str(target)}), USAGE)]
+        ended = False
+        try:
+            for item in own if self.items is None else self.items:
+                await asyncio.sleep(item if isinstance(item, float) else 0)
+                if isinstance(item, Exception):
+                    raise item
+                if not isinstance(item, float):
+                    ended = isinstance(item, Final | Failure)
+                    yield item
+        finally:
+            self.stopped += not ended
+
+    async def check(self) -> None:
+        if self.down:
+            raise NotReadyError("the engine does not answer")
+
+
+class Keys:
+    """Makes keys for a test, and the lines of a file of them."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, name: str, **fields: Any) -> dict[str, str]:
+        """Adds a key and returns the headers of its requests."""
+        text = f"raysft_{name}_secret"
+        self.lines.append(Key(id=name, hash=hash_key(text), **fields).model_dump_json(exclude_none=True))
+        return {"authorization": f"Bearer {text}"}
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.lines)
+
+
+def gateway_app(
+    engine: StandIn,
+    registry: Registry,
+    keys: str = "",
+    clock: Callable[[], float] | None = None,
+    **config: Any,
+) -> ASGIApp:
+    """The whole application, but for Serve and the engine."""
+    made = ServeConfig.model_validate({"registry": "r", "base": "base", "engine": {"max_model_len": 512}, **config})
+    catalogue = Catalogue(made.id, lambda: registry)
+    clocks = {"clock": clock} if clock else {}
+    return Gateway(catalogue, engine, lambda: registry, made, KeySource(None, keys), **clocks).app()
+
+
+def client_of(app: ASGIApp, **options: Any) -> httpx.AsyncClient:
+    """A client on this machine."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url=URL, **options)

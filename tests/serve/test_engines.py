@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError
+
+from serve.engines import HANDLES, ServeEngine
+from serve.errors import Failure
+from serve.items import Final, Item
+from serve.traffic import Target
+from serve.versions import VersionId
+
+pytestmark = pytest.mark.anyio
+
+BASE = Target("base", None)
+END = Final("end", None)
+
+
+class Answer:
+    """What a handle gives: items, then perhaps an error."""
+
+    def __init__(self, items: list[Item], error: Exception | None) -> None:
+        self._items, self._error, self.cancelled = items, error, 0
+
+    async def __aiter__(self) -> AsyncIterator[Item]:
+        for item in self._items:
+            yield item
+        if self._error:
+            raise self._error
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+class Handle:
+    """A deployment's handle; its `answer` is its own, and it notes how it was configured."""
+
+    def __init__(self, *items: Item, error: Exception | None = None) -> None:
+        self.items, self.error = list(items), error
+        self.options_given: list[dict[str, Any]] = []
+        self.asked: list[tuple[Any, ...]] = []
+        self.given = Answer([], None)
+
+    def options(self, **options: Any) -> Handle:
+        self.options_given.append(options)
+        return self
+
+    @property
+    def answer(self) -> Handle:
+        return self
+
+    def remote(self, *arguments: Any) -> Answer:
+        self.asked.append(arguments)
+        self.given = Answer(self.items, self.error)
+        return self.given
+
+
+async def items(handle: Any, stop_after: int | None = None, target: Target = BASE) -> list[Item]:
+    found: list[Item] = []
+    async with aclosing(ServeEngine(handle).answer("chat", {"a": 1}, target, "id")) as answer:
+        async for item in answer:
+            found.append(item)
+            if len(found) == stop_after:
+                break
+    return found
+
+
+async def test_an_answer_that_is_read_to_its_end_is_not_cancelled() -> None:
+    handle = Handle("a", END)
+    assert await items(handle) == ["a", END]
+    assert handle.asked == [("chat", {"a": 1}, BASE, "id")]
+    assert handle.given.cancelled == 0
+    assert await items(handle, stop_after=2) == ["a", END]
+    assert handle.given.cancelled == 0
+
+
+async def test_an_answer_that_is_left_is_cancelled() -> None:
+    handle = Handle("a", END)
+    assert await items(handle, stop_after=1) == ["a"]
+    assert handle.given.cancelled == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(BackPressureError(num_queued_requests=9, max_queued_requests=9), "server_full"), (RayActorError(), "not_ready")],
+)
+async def test_an_engine_that_is_full_or_lost_is_a_failure(error: Exception, code: str) -> None:
+    handle = Handle("a", error=error)
+    first, failure = await items(handle)
+    assert isinstance(failure, Failure)
+    assert (first, failure.status, failure.code, handle.given.cancelled) == ("a", 503, code, 0)
+
+
+async def test_versions_have_handles_of_their_own_and_not_too_many() -> None:
+    handle: Any = Handle(END)
+    engine = ServeEngine(handle)
+    targets = [BASE, *(Target("base", VersionId("a", number)) for number in range(1, HANDLES + 1))]
+    for target in [*targets, targets[-1], targets[0]]:
+        async with aclosing(engine.answer("chat", {}, target, "id")) as answer:
+            assert [item async for item in answer] == [END]
+    assert handle.options_given[:2] == [{"stream": True}, {"stream": True, "multiplexed_model_id": "base:a@v1"}]
+    assert len(handle.options_given) == HANDLES + 2
