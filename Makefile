@@ -29,6 +29,8 @@ VENV_STAMP := $(STAMPS)/venv
 RUNTIME_STAMP := $(STAMPS)/$(SET)-$(call hash,requirements/$(SET).txt)
 PROJECT_STAMP := $(STAMPS)/project-$(call hash,pyproject.toml)
 DEV_STAMP := $(STAMPS)/dev-$(call hash,requirements/dev.txt)
+BENCH_STAMP := $(STAMPS)/bench-$(call hash,requirements/bench.txt)
+TASKS_STAMP := $(STAMPS)/tasks-$(call hash,requirements/tasks.txt)
 
 comma := ,
 fail = { printf '\nmake: %s\n' '$(1)' >&2; exit 1; }
@@ -38,7 +40,7 @@ claim = if [ "$$(cat $(STAMPS)/set 2>/dev/null || echo $(1))" != $(1) ]; then \
   $(call fail,$(VENV) holds the other set. Run `make clean` first$(comma) or name another place with VENV=.venv-$(1)); fi; \
   echo $(1) > $(STAMPS)/set; rm -f $(STAMPS)/$(1)-*
 
-.PHONY: help setup setup-gpu setup-dev lint test demo check-gpu lock clean
+.PHONY: help setup setup-gpu setup-dev setup-tasks lint test demo bench-data check-gpu lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +63,11 @@ test: lint ## lint, then every test; ARGS="-k pack" goes to pytest
 
 demo: setup ## train an adapter, serve it, ask it; KEEP=1 keeps the server up
 	$(PY) -m jobs.demo --config jobs/configs/demo.yaml $(if $(KEEP),--keep,)
+
+bench-data: setup $(BENCH_STAMP) ## the data path against datasets.map and TRL's packing; writes build/bench/data.json (some minutes)
+	$(PY) -m jobs.bench.data $(ARGS)
+
+setup-tasks: setup $(TASKS_STAMP) ## setup, and the task generators of `python -m jobs.make_tasks`
 
 clean: ## remove .venv and the caches of tools
 	rm -rf $(VENV) build raysft.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -105,6 +112,18 @@ $(DEV_STAMP): $(RUNTIME_STAMP)
 	@$(INSTALL) -r requirements/dev.txt || $(call fail,could not install requirements/dev.txt. See the error above)
 	@touch $@
 
+$(BENCH_STAMP): $(RUNTIME_STAMP)
+	@rm -f $(STAMPS)/bench-*
+	@echo 'setup: installing requirements/bench.txt (seconds)'
+	@$(INSTALL) -r requirements/bench.txt || $(call fail,could not install requirements/bench.txt. See the error above)
+	@touch $@
+
+$(TASKS_STAMP): $(RUNTIME_STAMP)
+	@rm -f $(STAMPS)/tasks-*
+	@echo 'setup: installing requirements/tasks.txt (half a minute)'
+	@$(INSTALL) -r requirements/tasks.txt || $(call fail,could not install requirements/tasks.txt. See the error above)
+	@touch $@
+
 $(VENV)/bin/uv: | $(DEV_STAMP)
 
 # ---- the locks -------------------------------------------------------------------------------------------------------
@@ -131,14 +150,16 @@ check-gpu: $(UV) ## resolve requirements/gpu.txt without installing: complete, c
 TORCH_BACKEND ?= --torch-backend cpu
 lock: $(UV) ## make requirements/*.txt again from pyproject.toml and themselves (seconds)
 	@work=$$(mktemp -d); trap 'rm -rf "$$work"' EXIT; \
-	for set in cpu gpu dev; do grep -v '^#' requirements/$$set.txt > "$$work/$$set.txt" || true; done; \
+	for set in cpu gpu dev bench tasks; do grep -v '^#' requirements/$$set.txt > "$$work/$$set.txt" || true; done; \
 	$(COMPILE) pyproject.toml --extra cpu --extra demo $(TORCH_BACKEND) --excludes $(call list,$(EXCLUDE_CPU)) -o "$$work/cpu.txt" > /dev/null; \
 	$(COMPILE) pyproject.toml --extra gpu --extra demo --excludes $(call list,$(EXCLUDE_GPU)) \
 	  -c <(printf '%s<13.1\n' $(CUDA_HOLD)) -o "$$work/gpu.txt" > /dev/null; \
-	$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["dev"], sep="\n")' > "$$work/dev.in"; \
-	$(COMPILE) "$$work/dev.in" -c "$$work/cpu.txt" -o "$$work/dev.txt" > /dev/null; \
-	grep -vxFf <(comm -12 <(sort "$$work/cpu.txt") <(sort "$$work/gpu.txt")) "$$work/dev.txt" > "$$work/dev" && mv "$$work/dev" "$$work/dev.txt"; \
-	for set in cpu gpu dev; do \
+	for set in dev bench tasks; do \
+	  $(PY) -c 'import sys, tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"][sys.argv[1]], sep="\n")' $$set > "$$work/$$set.in"; \
+	  $(COMPILE) "$$work/$$set.in" -c "$$work/cpu.txt" -o "$$work/$$set.txt" > /dev/null; \
+	  grep -vxFf <(comm -12 <(sort "$$work/cpu.txt") <(sort "$$work/gpu.txt")) "$$work/$$set.txt" | grep -v "^torch==" > "$$work/$$set" && mv "$$work/$$set" "$$work/$$set.txt"; \
+	done; \
+	for set in cpu gpu dev bench tasks; do \
 	  { grep '^#' requirements/$$set.txt; cat "$$work/$$set.txt"; } > "$$work/new" && cp "$$work/new" requirements/$$set.txt; \
 	  echo "lock: requirements/$$set.txt, $$($(call pins,$$set) | wc -l) packages"; \
 	done

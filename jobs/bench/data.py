@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from jobs import cli
 from jobs.bench.machine import BenchmarkError, Watch, machine, versions
+from jobs.demo_model import prepare_demo_model
 from sft.config import DataSection
 from sft.data import DataPlan, plan_data
 from sft.pack import best_fit, efficiency
@@ -34,6 +35,7 @@ Work = tuple[list[int], int, int]
 
 PACK_LENGTH = 2048
 WINDOW = 10_000
+DEMO_BASE = Path("build/demo/model")
 CONTENDERS = ("ours", "ray", "peer")
 DESCRIPTION = """Measure the data path against datasets.map and TRL's packing: rows and tokens a second, peak memory,
 packing efficiency, on one core and on two. Writes JSON. Needs the packages of requirements/bench.txt.
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jobs.bench.data", description=DESCRIPTION)
     parser.add_argument("--rows", type=int, default=40_000, help="rows to read (default: 40000)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of each contender; the median counts (default: 3)")
-    parser.add_argument("--base", type=Path, default=Path("build/demo/model"), help="folder of the base model")
+    parser.add_argument("--base", type=Path, default=DEMO_BASE, help="folder of the base model")
     parser.add_argument("--out", type=Path, default=Path("build/bench/data.json"), help="where to write the figures")
     parser.add_argument("--one", choices=[*CONTENDERS], help=argparse.SUPPRESS)
     parser.add_argument("--cores", type=int, help=argparse.SUPPRESS)
@@ -68,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.one:
         return _one(arguments)
+    if arguments.base == DEMO_BASE:
+        prepare_demo_model(arguments.base)
     with tempfile.TemporaryDirectory(prefix="raysft-bench-") as folder:
         write_rows(Path(folder) / "rows.jsonl", arguments.rows)
         runs: dict[tuple[str, int], list[dict[str, Any]]] = {}
