@@ -27,6 +27,7 @@ from sft.base import BaseTokenizer, locate, read_template
 from sft.config import TrainConfig
 from sft.data import DataPlan, Task, here, plan_data, prepare_rows
 from sft.errors import DataError, StorageError
+from sft.messages import Reason
 from sft.selection import Selection, compare, share_out
 from sft.survey import Survey, quarantine_lines
 
@@ -69,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     counted.check(config.data.max_bad_fraction)
     if fault is not None:
         raise fault
-    faults = counted.total.faults.total()
-    if arguments.strict and faults:
-        raise DataError(f"{faults} of {counted.rows} rows cannot be used, and --strict allows none")
+    dropped = counted.dropped.total() - counted.dropped[Reason.HELD_OUT]
+    if arguments.strict and dropped:
+        raise DataError(f"{dropped} of {counted.rows} rows were dropped, and --strict allows none")
     return 0
 
 
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--quarantine", metavar="FILE", type=Path, help="write each dropped row's place and reason")
     made.add_argument("--dump", metavar="N", type=_number, default=0, help="write the first N examples as JSON lines")
     made.add_argument("--out", metavar="FILE", type=Path, help="file for --dump; stdout, and nothing else, by default")
-    made.add_argument("--strict", action="store_true", help="fail when any row cannot be used")
+    made.add_argument("--strict", action="store_true", help="fail when any row was dropped, held-out rows apart")
     return made
 
 

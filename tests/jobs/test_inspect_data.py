@@ -71,7 +71,7 @@ def test_a_source_without_rows_is_named(config: list[str], tmp_path: Path) -> No
 
 
 def test_what_training_would_refuse_fails(config: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(DataError, match="1 of 33 rows cannot be used, and --strict allows none"):
+    with pytest.raises(DataError, match="1 of 33 rows were dropped, and --strict allows none"):
         main([*config, "--strict"])
     with pytest.raises(DataError, match="33 of 33 rows cannot be used"):
         main([*config, "--data.max_length", "8"])

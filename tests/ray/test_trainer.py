@@ -99,6 +99,26 @@ def test_two_workers_train_a_bundle_and_the_run_can_be_taken_again(finished: Fin
     assert len(metrics(tmp_path)) == 8
 
 
+def test_a_run_that_ends_by_steps_starts_before_its_data_is_counted(
+    cluster: str, tmp_path: Path, tiny_model: Path
+) -> None:
+    assert cluster
+    lines: list[str] = []
+    train_section = {"max_steps": 6, "global_batch_size": 6, "micro_batch_size": 2, "layout": "padded"}
+    data = {"mask": {"prompt_weight": 0.1}, "sources": [{"path": str(tmp_path / "rows.jsonl"), "name": "rows"}]}
+    made = config(tmp_path, tiny_model, train=train_section, data=data, deepspeed={"zero_stage": 1})
+    result = train(made, lines.append)
+    assert (result.steps, result.reused) == (6, False)
+    steps = metrics(tmp_path)
+    assert [step["step"] for step in steps] == list(range(1, 7))
+    assert {step["total_steps"] for step in steps} == {6}
+    assert [step["epoch"] for step in steps] == [0, 0, 0, 0, 1, 1]  # four steps an epoch, found while training
+    assert steps[-1]["learning_rate"] < steps[1]["learning_rate"]
+    assert any("while training" in line for line in lines)
+    quarantine = (tmp_path / "runs/tiny/quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reason"] for line in quarantine] == ["invalid_json"]
+
+
 def test_a_killed_worker_is_restarted_and_the_run_ends_as_if_nothing_had_happened(
     finished: Finished, tmp_path: Path, tiny_model: Path
 ) -> None:

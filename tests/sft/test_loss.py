@@ -40,6 +40,18 @@ def test_a_masked_label_does_not_matter_and_a_trained_one_does() -> None:
     assert one != loss.cross_entropy_sum(logits, torch.tensor([[2, -100, 4, -100]]))
 
 
+def test_weights_shift_with_their_labels_and_weigh_each_target() -> None:
+    torch.manual_seed(0)
+    logits, labels = torch.randn(1, 4, 7), torch.tensor([[-100, 2, 3, 4]])
+    wanted = loss.targets(labels)
+    weights = loss.target_weights(torch.tensor([[0.0, 0.25, 1.0, 1.0]]))
+    assert weights.tolist() == [[0.25, 1.0, 1.0, 0.0]]
+    by_hand = -sum(w * functional.log_softmax(logits[0, p], -1)[t] for p, t, w in ((0, 2, 0.25), (1, 3, 1), (2, 4, 1)))
+    assert loss.cross_entropy_sum(logits, wanted, weights).item() == pytest.approx(float(by_hand), rel=1e-6)
+    ones = torch.ones_like(weights)
+    assert loss.cross_entropy_sum(logits, wanted, ones).item() == loss.cross_entropy_sum(logits, wanted).item()
+
+
 def test_normaliser_undoes_the_mean_over_workers() -> None:
     assert loss.normaliser(10, 1) == 0.1
     assert loss.normaliser(10, 4) == 0.4
