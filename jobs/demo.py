@@ -29,9 +29,10 @@ from serve.config import ServeConfig
 from serve.registry import Registry
 from serve.versions import Version
 from sft.adapter import verify_bundle
-from sft.config import Section, TrainConfig, read_config
+from sft.config import TrainConfig, read_config
 from sft.errors import ConfigError, DataError, RaysftError
 from sft.report import clock
+from sft.section import Section
 from sft.trainer import train
 
 DESCRIPTION = """Train, publish, serve and ask: the whole loop on this machine. Exit code 0 only if the tuned model

@@ -101,10 +101,14 @@ def cells(table: pa.Table) -> tuple[list[Cell], Indices]:
     return [Cell(*key) for key in keys], which
 
 
-def distinct(table: pa.Table, *columns: str) -> tuple[list[tuple[str, ...]], Indices]:
+def distinct(table: pa.Table | pa.RecordBatch, *columns: str) -> tuple[list[tuple[str, ...]], Indices]:
     """The distinct values of some string columns together, and for each row the index of its own."""
     codes = np.zeros(table.num_rows, np.int64)
-    encoded = [table.column(name).combine_chunks().dictionary_encode() for name in columns]
+    whole = [
+        column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        for column in map(table.column, columns)
+    ]
+    encoded = [column.dictionary_encode() for column in whole]
     for column in encoded:
         codes = codes * max(len(column.dictionary), 1) + np.asarray(column.indices)
     _, first, which = np.unique(codes, return_index=True, return_inverse=True)

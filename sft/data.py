@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sft.base import BaseTokenizer, load_tokenizer
-from sft.config import DataSection, HygieneSection
+from sft.data_config import DataSection, HygieneSection
 from sft.errors import DataError
 from sft.files import RowFile, list_files, read
 from sft.formats import RowSpec, to_conversation

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sft.config import Action, HygieneSection
 from sft.contamination import Contamination, index_evaluation
+from sft.data_config import Action, HygieneSection
 from sft.duplicates import REASONS, Findings, row_key
 from sft.messages import Conversation, Reason, RowError
 from sft.personal import PersonalAction, screen_personal

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from sft.config import DataSection
 from sft.data import DataPlan, Stream, prepare_rows, record_rows
+from sft.data_config import DataSection
 from sft.duplicates import Duplicates
 from sft.holdout import HoldOutReport, prove
 from sft.hygiene import Found

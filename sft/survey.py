@@ -10,7 +10,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sft.census import Cell, Census
+from sft.census import Cell, Census, distinct
 from sft.errors import DataError
 from sft.lengths import Lengths
 from sft.mask import UNTRAINED
@@ -260,7 +260,7 @@ class Survey:
         }
 
     def _add(self, batch: pa.RecordBatch) -> None:
-        names, of_row = _distinct(batch, (*Origin._fields, "reason"))
+        names, of_row = distinct(batch, *Origin._fields, "reason")
         parts = [Count(rows=rows) for rows in np.bincount(of_row, minlength=len(names)).tolist()]
         tokens = _list_lengths(batch.column("input_ids"))
         trained = _trained(batch.column("labels"))
@@ -293,7 +293,7 @@ class Survey:
 
     def _hold(self, places: pa.RecordBatch) -> None:
         """Holds as many of these dropped rows as there is room for."""
-        names, of_row = _distinct(places, ("source", "reason"))
+        names, of_row = distinct(places, "source", "reason")
         taken = []
         for i, name in enumerate(names):
             if self._held[name] < PLACES_HELD:
@@ -343,26 +343,6 @@ def place(row: Mapping[str, Any]) -> str:
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-
-
-def _distinct(batch: pa.RecordBatch, columns: Sequence[str]) -> tuple[list[tuple[str, ...]], Integers]:
-    """The distinct values of some text columns together, and for each row the index of its own."""
-    code = np.zeros(batch.num_rows, np.int64)
-    values = []
-    for name in columns:
-        encoded = batch.column(name).dictionary_encode()
-        values.append(encoded.dictionary.to_pylist())
-        if len(values[-1]) > 1:
-            code = code * len(values[-1]) + encoded.indices.to_numpy()
-    found, of_row = np.unique(code, return_inverse=True) if code.any() else (code[:1], code)
-    names = []
-    for rest in found.tolist():
-        parts: list[str] = []
-        for choices in reversed(values):
-            rest, index = divmod(rest, len(choices))
-            parts.append(choices[index])
-        names.append(tuple(reversed(parts)))
-    return names, of_row
 
 
 def _list_lengths(lists: pa.ListArray) -> Integers:

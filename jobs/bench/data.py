@@ -25,8 +25,8 @@ import pyarrow as pa
 from jobs import cli
 from jobs.bench.machine import BenchmarkError, Watch, machine, versions
 from jobs.demo_model import prepare_demo_model
-from sft.config import DataSection
 from sft.data import DataPlan, plan_data
+from sft.data_config import DataSection
 from sft.pack import best_fit, efficiency
 from sft.rows import examples
 

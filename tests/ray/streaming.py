@@ -12,8 +12,8 @@ from pathlib import Path
 import ray
 from ray._private.internal_api import memory_summary
 
-from sft.config import DataSection
 from sft.data import epoch_on_ray, plan_data
+from sft.data_config import DataSection
 from sft.feed import FeedPlan, training_rows
 from sft.mask import Example
 from sft.rows import examples

@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from sft.config import DataSection
 from sft.data import epoch_on_ray, here, on_ray, plan_data, prepare_rows
+from sft.data_config import DataSection
 from sft.selection import Epochs, select
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from sft.config import HygieneSection
+from sft.data_config import HygieneSection
 from sft.duplicates import Duplicates, fingerprints
 from sft.hygiene import Found, HygieneRules, Screened, plan_hygiene, screen
 from sft.messages import Conversation, Reason, RowError

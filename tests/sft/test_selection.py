@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from sft.config import DataSection
 from sft.data import here, plan_data
+from sft.data_config import DataSection
 from sft.errors import DataError
 from sft.selection import Epochs, Selection, needs_all_rows, select
 
