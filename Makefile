@@ -51,7 +51,7 @@ setup: $(RUNTIME_STAMP) $(PROJECT_STAMP) ## .venv with what training, serving an
 setup-gpu: ## the same with requirements/gpu.txt (several GB of CUDA); later targets then use it, until `make clean`
 	@$(MAKE) --no-print-directory setup SET=gpu
 
-setup-dev: setup $(DEV_STAMP) ## setup, and the tools for tests, style and types
+setup-dev: setup $(DEV_STAMP) $(TASKS_STAMP) ## setup, the tools for tests, style and types, and the task generators
 
 lint: setup-dev ## style (ruff) and types (mypy)
 	@echo 'lint: ruff check'; $(PY) -m ruff check .

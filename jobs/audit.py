@@ -14,6 +14,7 @@ from sft.base import BaseTokenizer
 from sft.census import Cell
 from sft.pack import best_fit
 from sft.survey import Survey
+from sft.template import History
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +152,15 @@ def mixture(
     )
 
 
-def proofs(base: BaseTokenizer) -> tuple[tuple[str, str], ...]:
+def proofs(base: BaseTokenizer, history: History) -> tuple[tuple[str, str], ...]:
     """What is proven of the chat template when it is loaded: a name and a sentence each."""
     stop = " or ".join(base.template.stop_tokens)
+    whole = "Each turn's prompt, as a server builds it, begins the text of the whole conversation."
+    split = "Each turn's prompt, as a server builds it, begins its text; turns that are rewritten later are split off."
+    marks = "The template marks" if base.template.has_generation_markers else "The template does not mark"
     return (
-        ("Append-only", "Each turn's prompt, as a server builds it, begins the text of the whole conversation."),
+        ("Prompts as served", split if history == "split" else whole),
+        ("Generation markers", f"{marks} generated text; spans are found, and proven, without."),
         ("Stop token trained", f"Every trained turn ends with {stop}, and it carries a label."),
         ("One BOS", "No text begins twice."),
         ("No clock", "Rendered under two clocks, the text is the same."),

@@ -165,7 +165,7 @@ def _audit(
         name=config.name,
         base_model=config.model.id,
         template=base.template.fingerprint,
-        proofs=proofs(base),
+        proofs=proofs(base, data.mask.history),
         max_length=data.max_length,
         max_bad_fraction=data.max_bad_fraction,
         shuffle_window=data.shuffle_window,
