@@ -16,6 +16,8 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parent.parent
 SETS = ("cpu", "gpu")
+ON_TOP = ("dev", "tasks", "bench")
+"""Lists that are installed beside either set; those of `dev` and `tasks` are, where tests run."""
 EXTRAS_OF = {"cpu": ("cpu", "demo"), "gpu": ("gpu", "demo")}
 
 # What a package asks for and must not get: (who asks, what for). Each breaks or burdens the set, and is not needed.
@@ -107,7 +109,7 @@ def without_kept_out(found: Iterable[tuple[str, Requirement]], name: str) -> lis
     return [(a, r) for a, r in found if (a, canonicalize_name(r.name)) not in kept_out(name)]
 
 
-@pytest.mark.parametrize("name", [*SETS, "dev"])
+@pytest.mark.parametrize("name", [*SETS, *ON_TOP])
 def test_every_line_is_one_exact_pin(name: str) -> None:
     wrong = [line for line in lines(name) if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*==[0-9][a-z0-9.+]*", line)]
     assert wrong == []
@@ -115,7 +117,7 @@ def test_every_line_is_one_exact_pin(name: str) -> None:
     assert len(pins(name)) == len(lines(name))
 
 
-@pytest.mark.parametrize("name", [*SETS, "dev"])
+@pytest.mark.parametrize("name", [*SETS, *ON_TOP])
 def test_no_index_address_and_no_path(name: str) -> None:
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
     assert not re.search(r"https?:|file:|git\+|--index|--extra-index|--find-links|(^|\s)[/~.]", text, re.MULTILINE)
@@ -128,7 +130,8 @@ def test_direct_dependencies_are_pinned_within_their_ranges(name: str) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_tools_are_pinned_within_their_ranges(name: str) -> None:
-    assert faults((("raysft", r) for r in project()["dev"]), pins(name) | pins("dev")) == []
+    for more in ON_TOP:
+        assert faults((("raysft", r) for r in project()[more]), pins(name) | pins(more)) == []
 
 
 def test_both_sets_agree_on_direct_dependencies() -> None:
@@ -152,7 +155,7 @@ def test_cpu_set_has_no_cuda_build() -> None:
 
 
 def test_what_is_installed_is_what_is_listed() -> None:
-    wanted = pins(installed_set()) | pins("dev")
+    wanted = pins(installed_set()) | pins("dev") | pins("tasks")
     found: dict[str, str | None] = {}
     for name in wanted:
         try:
@@ -165,16 +168,18 @@ def test_what_is_installed_is_what_is_listed() -> None:
 def test_installed_requirements_are_met_to_the_last() -> None:
     name = installed_set()
     assert faults(without_kept_out(walk(roots(name)), name), pins(name)) == []
-    assert faults(without_kept_out(walk(project()["dev"]), name), pins(name) | pins("dev")) == []
+    for more in ("dev", "tasks"):
+        assert faults(without_kept_out(walk(project()[more]), name), pins(name) | pins(more)) == []
 
 
 def test_lists_hold_nothing_that_nobody_asks_for() -> None:
     name = installed_set()
     runtime = {canonicalize_name(r.name) for _, r in walk(roots(name))}
-    tools = {canonicalize_name(r.name) for _, r in walk(project()["dev"])}
     assert set(pins(name)) - runtime == set()
-    assert set(pins("dev")) - tools == set()
-    assert set(pins("dev")) & set(pins(name)) == set()
+    for more in ("dev", "tasks"):
+        tools = {canonicalize_name(r.name) for _, r in walk(project()[more])}
+        assert set(pins(more)) - tools == set()
+        assert set(pins(more)) & set(pins(name)) == set()
 
 
 def test_exceptions_are_still_asked_for() -> None:
