@@ -260,7 +260,7 @@ def _gym() -> Any:
         return importlib.import_module("reasoning_gym")
     except ImportError as error:
         raise DataError(
-            f"making tasks needs reasoning_gym and what it needs itself: pip install 'raysft[tasks]' ({error})"
+            f"making tasks needs reasoning_gym and what it needs itself: run `make setup-tasks`, or pip install -r requirements/tasks.txt ({error})"
         ) from None
 
 
