@@ -260,7 +260,8 @@ def _gym() -> Any:
         return importlib.import_module("reasoning_gym")
     except ImportError as error:
         raise DataError(
-            f"making tasks needs reasoning_gym and what it needs itself: run `make setup-tasks`, or pip install -r requirements/tasks.txt ({error})"
+            f"making tasks needs reasoning_gym and what it needs itself ({error}): run `make setup-tasks`, or "
+            "`pip install --no-deps -r requirements/tasks.txt`"
         ) from None
 
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_made_is_said_and_nothing_is_left_behind(made: Path, tmp_
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(DataError, match=r"pip install 'raysft\[tasks\]'"):
+    with pytest.raises(DataError, match="make setup-tasks"):
         main(["--out", str(tmp_path / "set")])
 
 
