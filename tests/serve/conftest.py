@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import httpx
@@ -31,3 +32,12 @@ def registry(tmp_path: Path) -> Registry:
 def client(engine: StandIn, registry: Registry) -> httpx.AsyncClient:
     """A client of a gateway without keys."""
     return client_of(gateway_app(engine, registry))
+
+
+@pytest.fixture(autouse=True)
+def _heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Serve's logger is told can be read by tests, whatever an engine that ran before has set."""
+    heard = logging.getLogger("ray.serve")
+    monkeypatch.setattr(heard, "propagate", True)
+    monkeypatch.setattr(heard, "level", logging.NOTSET)
+    heard._cache.clear()  # type: ignore[attr-defined]
