@@ -31,9 +31,7 @@ from serve.versions import Version
 from sft.adapter import verify_bundle
 from sft.config import TrainConfig, read_config
 from sft.errors import ConfigError, DataError, RaysftError
-from sft.report import clock
 from sft.section import Section
-from sft.trainer import train
 
 DESCRIPTION = """Train, publish, serve and ask: the whole loop on this machine. Exit code 0 only if the tuned model
 answers new questions in the trained format (at least 9 of 10) and the base model does not (fewer than 2 of 10).
@@ -108,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         made_now = prepare_demo_model(Path(training.model.base))
         say(f"{'made' if made_now else 'using'} {training.model.base}")
     with _phase(console, "train", seconds):
+        from sft.trainer import train  # PyTorch takes seconds to import, which --help need not wait for
+
         result = train(training, say)
     with _phase(console, "publish", seconds):
         version = publish(training, result.bundle)
@@ -259,6 +259,8 @@ def show(console: Console, report: DemoReport, base: str) -> None:
     for name, rate in (("base", report.base_format_rate), ("tuned", report.tuned_format_rate)):
         console.print(f"{name:>6}: {rate:4.0%} of {report.questions} answers in the trained format")
     console.print(f"        {report.tuned_procedure_rate:4.0%} of the tuned answers name the right procedure")
+    from sft.report import clock
+
     console.print("        " + ", ".join(f"{name} {clock(spent)}" for name, spent in report.seconds.items()))
 
 

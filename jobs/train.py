@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from jobs import cli
 from serve.registry import Registry
 from sft.config import TrainConfig
-from sft.trainer import train
 
 DESCRIPTION = """Train a LoRA adapter on instruction data, and publish it.
 
@@ -19,6 +18,8 @@ bundle. The same command goes on from the last checkpoint of a run that was stop
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains, then publishes where the config names a registry."""
     _, config = cli.configure(cli.parser("train", DESCRIPTION), TrainConfig, argv)
+    from sft.trainer import train  # PyTorch takes seconds to import, which --help and a faulty config need not wait for
+
     result = train(config, say=say)
     say(f"{result.steps} steps, last loss {result.loss:.4f}")
     if config.registry is None:
