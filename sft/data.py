@@ -211,9 +211,10 @@ def _prepare_epoch(table: pa.Table, plan: DataPlan, draw: EpochPlan | None) -> p
     if draw is not None:
         counts = draw.repeats(made, made.column("part").to_numpy(), made.column("parts").to_numpy())
         made = made.take(np.repeat(np.arange(made.num_rows), counts))
-    trained = made.filter(pc.equal(made.column("reason"), "")) if draw is not None else made
-    plan.hold_out.check(trained.filter(pc.equal(trained.column("reason"), "")))
-    return trained.drop(["part", "parts"])
+        made = made.filter(pc.equal(made.column("reason"), ""))
+    if plan.hold_out:
+        plan.hold_out.check(made.filter(pc.equal(made.column("reason"), "")))
+    return made.drop(["part", "parts"])
 
 
 def _evaluation(section: HygieneSection) -> Iterator[tuple[str, Iterator[Conversation]]]:

@@ -21,6 +21,10 @@ class HoldOut:
     tasks: frozenset[str] = field(default_factory=frozenset)
     clusters: frozenset[str] = field(default_factory=frozenset)
 
+    def __bool__(self) -> bool:
+        """Whether anything is held out."""
+        return bool(self.tasks or self.clusters)
+
     def holds(self, cell: Cell) -> bool:
         """Whether a cell's rows are held out."""
         return cell.task in self.tasks or cell.cluster in self.clusters

@@ -91,7 +91,7 @@ def prepare(
         found: what a comparison of all rows found.
     """
     rows = _convert(table, sources)
-    if hold_out is not None:
+    if hold_out:
         rows = [_held_out(row, hold_out) for row in rows]
     if found is not None and hygiene is not None:
         reasons = found.look_up([row.id for row in rows])
