@@ -106,23 +106,17 @@ $(PROJECT_STAMP): $(RUNTIME_STAMP)
 	@$(INSTALL) --no-build-isolation -e . || $(call fail,could not install the project from this folder. See the error above)
 	@touch $@
 
-$(DEV_STAMP): $(RUNTIME_STAMP)
-	@rm -f $(STAMPS)/dev-*
-	@echo 'setup: installing requirements/dev.txt (half a minute)'
-	@$(INSTALL) -r requirements/dev.txt || $(call fail,could not install requirements/dev.txt. See the error above)
-	@touch $@
-
-$(BENCH_STAMP): $(RUNTIME_STAMP)
-	@rm -f $(STAMPS)/bench-*
-	@echo 'setup: installing requirements/bench.txt (seconds)'
-	@$(INSTALL) -r requirements/bench.txt || $(call fail,could not install requirements/bench.txt. See the error above)
-	@touch $@
-
-$(TASKS_STAMP): $(RUNTIME_STAMP)
-	@rm -f $(STAMPS)/tasks-*
-	@echo 'setup: installing requirements/tasks.txt (half a minute)'
-	@$(INSTALL) -r requirements/tasks.txt || $(call fail,could not install requirements/tasks.txt. See the error above)
-	@touch $@
+# A list that is installed on top of either set: its name, its stamp, how long it takes.
+define on_top
+$(2): $(RUNTIME_STAMP)
+	@rm -f $(STAMPS)/$(1)-*
+	@echo 'setup: installing requirements/$(1).txt ($(3))'
+	@$$(INSTALL) -r requirements/$(1).txt || $$(call fail,could not install requirements/$(1).txt. See the error above)
+	@touch $$@
+endef
+$(eval $(call on_top,dev,$(DEV_STAMP),half a minute))
+$(eval $(call on_top,bench,$(BENCH_STAMP),seconds))
+$(eval $(call on_top,tasks,$(TASKS_STAMP),half a minute))
 
 $(VENV)/bin/uv: | $(DEV_STAMP)
 
