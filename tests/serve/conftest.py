@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from serve.registry import Registry
 from serve.versions import VersionId
 from tests.bundles import tiny_bundle
+from tests.registries import filled_registry, made_bundle
 from tests.serve.stand_in import StandIn, client_of, gateway_app
 
 
@@ -32,6 +34,16 @@ def registry(tmp_path: Path) -> Registry:
 def client(engine: StandIn, registry: Registry) -> httpx.AsyncClient:
     """A client of a gateway without keys."""
     return client_of(gateway_app(engine, registry))
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> Registry:
+    return filled_registry(tmp_path / "registry")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Callable[[int], Path]:
+    return lambda seed: made_bundle(tmp_path, seed)
 
 
 @pytest.fixture(autouse=True)

@@ -15,19 +15,8 @@ from serve.store import FolderStore
 from serve.versions import AliasState, Canary, Shadow, VersionId
 from sft.adapter import ADAPTER_WEIGHTS
 from sft.errors import AdapterError
-from tests.registries import filled_registry, made_bundle
 
 V1, V2, V3 = (VersionId("support", number) for number in (1, 2, 3))
-
-
-@pytest.fixture
-def filled(tmp_path: Path) -> Registry:
-    return filled_registry(tmp_path / "registry")
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Callable[[int], Path]:
-    return lambda seed: made_bundle(tmp_path, seed)
 
 
 def test_promote_and_roll_back(filled: Registry) -> None:

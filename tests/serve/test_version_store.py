@@ -19,7 +19,6 @@ from serve.versions import VersionId, check_name
 from sft.adapter import ADAPTER_WEIGHTS, MANIFEST, verify_bundle
 from sft.errors import AdapterError
 from tests.bundles import tiny_bundle
-from tests.registries import filled_registry, made_bundle
 
 V1, V2, V3 = (VersionId("support", number) for number in (1, 2, 3))
 
@@ -27,16 +26,6 @@ V1, V2, V3 = (VersionId("support", number) for number in (1, 2, 3))
 @pytest.fixture
 def registry(tmp_path: Path) -> Registry:
     return Registry.open(tmp_path / "registry", create=True)
-
-
-@pytest.fixture
-def filled(tmp_path: Path) -> Registry:
-    return filled_registry(tmp_path / "registry")
-
-
-@pytest.fixture
-def bundle(tmp_path: Path) -> Callable[[int], Path]:
-    return lambda seed: made_bundle(tmp_path, seed)
 
 
 def test_an_empty_registry_holds_nothing(registry: Registry) -> None:
