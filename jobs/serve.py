@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from jobs.cli import configure, parser, run
 from serve.config import ServeConfig
@@ -21,12 +22,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         "Serve a base model and every adapter version of a registry behind an OpenAI-compatible API.\n"
         "A version that is published while this runs is served without a restart. Ctrl-C stops it.",
     )
-    _, config = configure(made, ServeConfig, argv)
+    made.add_argument(
+        "--write-deploy", type=Path, metavar="FILE", help="write the config file for `serve deploy`, and start nothing"
+    )
+    options, config = configure(made, ServeConfig, argv)
     # Ray takes seconds to import, which --help and a faulty config need not wait for.
     import ray
 
     from serve import app
 
+    if options.write_deploy:
+        from serve.deploy import deploy_file
+
+        options.write_deploy.write_text(deploy_file(config), encoding="utf-8")
+        print(f"wrote {options.write_deploy}; deploy it with: serve deploy {options.write_deploy}")
+        return 0
     try:
         app.start(config, say=lambda line: print(line, flush=True))
         # `ray job stop` ends the job in good order, too. Not earlier: Ray sets a handler of its own when it starts.

@@ -37,7 +37,7 @@ def build(config: ServeConfig) -> Application:
         ModelError: the base model is neither a checkpoint's folder nor a hub id.
         RegistryError: the registry cannot be opened.
     """
-    config = _located(config)
+    config = located(config)
     further_keys = _further_keys(config)
     Registry.open(config.registry, create=True).version_ids()
     # vLLM takes seconds to import, which --help and a faulty config need not wait for.
@@ -96,7 +96,7 @@ def start(config: ServeConfig, say: Callable[[str], None] = print) -> str:
     """
     host, port = config.http.host, config.http.port
     _check_port(host, port)
-    config = _located(config)
+    config = located(config)
     _further_keys(config)
     if not ray.is_initialized():
         connect(config)
@@ -126,8 +126,12 @@ def connect(config: ServeConfig) -> None:
     ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
 
 
-def _located(config: ServeConfig) -> ServeConfig:
-    """Makes local addresses absolute, because replicas run in folders of their own."""
+def located(config: ServeConfig) -> ServeConfig:
+    """Makes local addresses absolute, because replicas run in folders of their own.
+
+    Raises:
+        ModelError: the base model is neither a checkpoint's folder nor a hub id.
+    """
     changes: dict[str, Any] = {}
     if config.access.keys:
         changes["access"] = config.access.model_copy(update={"keys": str(Path(config.access.keys).absolute())})

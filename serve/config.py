@@ -14,6 +14,7 @@ OWN_ENGINE_KEYS = {
     "max_model_len": "engine.max_model_len",
     "max_loras": "engine.max_loras",
     "max_lora_rank": "engine.max_lora_rank",
+    "max_cpu_loras": "engine.resident_versions",
     "gpu_memory_utilization": "engine.gpu_memory_utilization",
     "enforce_eager": "engine.enforce_eager",
     "tensor_parallel_size": "engine.tensor_parallel_size",
@@ -54,6 +55,9 @@ class EngineSection(Section):
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256, 320, 512] = Field(
         16, description="Highest rank that the engine can hold; versions above it are refused."
     )
+    resident_versions: int = Field(
+        32, gt=0, description="Adapter versions kept in host memory beside the slots; wanted ones are kept beyond it."
+    )
     kv_cache_gib: int = Field(1, gt=0, description="Memory for the KV cache of a replica on CPU, in GiB.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of GPU memory that the engine takes.")
     enforce_eager: bool = Field(True, description="Skip graph compilation: slower answers, a quicker start.")
@@ -80,6 +84,12 @@ class ScalingSection(Section):
     max_replicas: int = Field(1, gt=0, description="Engine replicas under load; Serve scales between the two.")
     max_ongoing_requests: int = Field(64, gt=0, description="Requests that one engine replica works on at a time.")
     gateway_replicas: int = Field(1, gt=0, description="HTTP gateways in front of the engines.")
+    drain_s: float = Field(
+        60.0, gt=0, description="Longest time that a replica which is to stop goes on with its requests, in seconds."
+    )
+    stall_s: float = Field(
+        60.0, gt=0, description="Longest silence of an engine with work to do; then its replica is replaced."
+    )
 
     @model_validator(mode="after")
     def _range(self) -> Self:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from typing import Any, Protocol
 
@@ -18,7 +17,6 @@ from serve.requests import Route
 from serve.traffic import Target
 
 HEALTH_TIMEOUT_S = 10.0
-HANDLES = 256
 
 logger = logging.getLogger("ray.serve")
 
@@ -40,14 +38,14 @@ class ServeEngine:
 
     def __init__(self, handle: DeploymentHandle[Any]) -> None:
         self._handle: Any = handle  # its methods are the deployment's, which no type knows
-        # A configured handle is costly to make. Targets are resolved before they come here, so clients cannot add any.
-        self._handles: OrderedDict[str, Any] = OrderedDict()
+        # No adapter affinity: every replica holds what is wanted, so a hot adapter may use all of them.
+        self._streaming: Any = self._handle.options(stream=True)
 
     async def answer(
         self, route: Route, body: dict[str, Any], target: Target, request_id: str
     ) -> AsyncGenerator[Item, None]:
         """See `Engine`."""
-        items = self._streaming(target).answer.remote(route, body, target, request_id)
+        items = self._streaming.answer.remote(route, body, target, request_id)
         ended = False
         try:
             async for item in items:
@@ -71,13 +69,3 @@ class ServeEngine:
                 await self._handle.check_health.remote()
         except (TimeoutError, RayError, RayServeException):
             raise NotReadyError("the engine does not answer") from None
-
-    def _streaming(self, target: Target) -> Any:
-        key = target.engine_id
-        if key not in self._handles:
-            options = {"multiplexed_model_id": key} if target.version else {}
-            self._handles[key] = self._handle.options(stream=True, **options)
-            if len(self._handles) > HANDLES:
-                self._handles.popitem(last=False)
-        self._handles.move_to_end(key)
-        return self._handles[key]

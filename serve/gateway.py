@@ -33,6 +33,7 @@ from serve.config import ServeConfig
 from serve.door import Door, check_model, check_scope, client_of
 from serve.engines import Engine, ServeEngine
 from serve.errors import ClientGoneError, Failure, UnknownModelError, failure_of
+from serve.fleet import ServeFleet
 from serve.front import Front, record_of
 from serve.keys import Key, KeySource
 from serve.keys import Scope as KeyScope
@@ -40,6 +41,7 @@ from serve.limits import Limiter
 from serve.metrics import CONTENT_TYPE, Metrics, exposition
 from serve.registry import Registry
 from serve.requests import Route, read_body, tokens_asked
+from serve.versions import VersionId
 from sft.errors import RaysftError
 
 ROUTES: dict[str, Route] = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/tokenize": "tokenize"}
@@ -190,7 +192,12 @@ class GatewayServer:
     def __init__(self, config: ServeConfig, further_keys: str, engine: DeploymentHandle[Any]) -> None:
         open_registry = partial(Registry.open, config.registry)
         keys = KeySource(config.access.keys, further_keys)
-        catalogue = Catalogue(config.id, open_registry)
+        fleet = ServeFleet(engine)
+
+        async def prepare(versions: frozenset[VersionId]) -> Mapping[VersionId, str]:
+            return (await fleet.prepare(versions)).refused
+
+        catalogue = Catalogue(config.id, open_registry, prepare)
         self._replicas = config.scaling.gateway_replicas
         self._gateway = Gateway(catalogue, ServeEngine(engine), open_registry, config, keys)
 

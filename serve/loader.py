@@ -1,31 +1,45 @@
-"""Registry version -> verified local folder: the `model_downloader` of Ray's LLMServer.
+"""Registry version -> verified local folder, and how its prompts are made.
 
-The engine asks for a version by its engine id `base:name@vN`. What the engine could not serve, or would serve wrongly,
-is refused here in one line, before the engine sees a byte of it.
+What the engine could not serve, or would serve wrongly, is refused here in one line, before the engine sees a byte of
+it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jinja2 import TemplateError as JinjaError
 
 from serve.errors import NotReadyError, VersionRefusedError
 from serve.registry import Registry
 from serve.versions import VersionId
-from sft.adapter import MANIFEST, Bundle, TensorInfo, base_fingerprint, base_tensors, check_base
+from sft.adapter import MANIFEST, TEMPLATE, Bundle, TensorInfo, base_fingerprint, base_tensors, check_base
 from sft.errors import AdapterError, ModelError
 from sft.template import fingerprint
 
-if TYPE_CHECKING:
-    from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
-    from ray.serve.llm import LLMConfig
+DOWNLOAD_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A version on local disk, proven to fit this server.
+
+    Rule: `template` is the chat template that its prompts are made with, None where it is the base model's own;
+    `stop_ids` are the ids that end its turns beside the base model's.
+    """
+
+    version: VersionId
+    folder: Path
+    bundle: Bundle
+    template: str | None
+    stop_ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +48,6 @@ class Limits:
 
     base_id: str
     base_fingerprint: str
-    template_fingerprint: str
     max_rank: int
 
     def check(self, version: VersionId, bundle: Bundle) -> None:
@@ -47,9 +60,6 @@ class Limits:
         if bundle.base_fingerprint != self.base_fingerprint:
             other = f"it was trained on another base ({bundle.base_model}) than {self.base_id}, which runs here"
             faults.append(f"base_fingerprint: {other}")
-        elif bundle.template_fingerprint != self.template_fingerprint:
-            other = "it was trained with another chat template than the base model's, which this server applies"
-            faults.append(f"template_fingerprint: {other}")
         if bundle.rank > self.max_rank:
             faults.append(f"rank: its rank {bundle.rank} is above engine.max_lora_rank {self.max_rank}")
         if faults:
@@ -62,9 +72,23 @@ class Base:
 
     tokenizer: Any
     tensors: Mapping[str, TensorInfo]
+    stop_ids: frozenset[int]
 
-    def check(self, folder: Path, bundle: Bundle) -> None:
+    @property
+    def template(self) -> str:
+        """The base model's own chat template."""
+        template = self.tokenizer.chat_template
+        if not isinstance(template, str):
+            raise ModelError("the base model's tokenizer has no single chat template")
+        return template
+
+    def check(self, folder: Path, bundle: Bundle, template: str | None) -> None:
         """Refuses a downloaded bundle whose weights do not fit, or whose prompts would be other ones here.
+
+        Args:
+            folder: the bundle.
+            bundle: its manifest.
+            template: the chat template that its prompts are made with; None is the base model's.
 
         Raises:
             AdapterError: one line that names the file and the field.
@@ -74,7 +98,11 @@ class Base:
             field = f"{folder / MANIFEST}: golden.{index}.prompt_ids"
             try:
                 ids = self.tokenizer.apply_chat_template(
-                    list(golden.messages), add_generation_prompt=True, tokenize=True, return_dict=False
+                    list(golden.messages),
+                    chat_template=template,
+                    add_generation_prompt=True,
+                    tokenize=True,
+                    return_dict=False,
                 )
             except (JinjaError, TypeError, ValueError) as error:
                 raise AdapterError(f"{field}: the chat template refuses the messages ({error})") from None
@@ -83,7 +111,7 @@ class Base:
 
 
 class AdapterLoader:
-    """Downloads versions from a registry, verifies them and hands them to the engine.
+    """Downloads versions from a registry and proves that they fit the base model.
 
     Args:
         registry: the registry's address.
@@ -91,55 +119,29 @@ class AdapterLoader:
         base_id: the base model's id for users.
         max_rank: highest rank that the engine can hold.
         cache: folder for downloaded versions; by default one under the system's temporary folder.
-        download_timeout_s: how long one version may take.
-        max_tries: given by LLMServer; the object store's client retries by itself.
     """
 
-    def __init__(
-        self,
-        registry: str,
-        base: str,
-        base_id: str,
-        max_rank: int,
-        cache: Path | None = None,
-        *,
-        download_timeout_s: float | None = None,
-        max_tries: int = 1,  # noqa: ARG002  (part of LLMServer's contract)
-    ) -> None:
+    def __init__(self, registry: str, base: str, base_id: str, max_rank: int, cache: Path | None = None) -> None:
         self._address, self._base_model, self._base_id, self._max_rank = registry, base, base_id, max_rank
         self._cache = cache or Path(tempfile.gettempdir()) / "raysft-adapters"
-        self._timeout_s = download_timeout_s
-        self._numbers: dict[str, int] = {}
 
-    async def load_model_from_config(
-        self,
-        lora_model_id: str,
-        llm_config: LLMConfig,  # noqa: ARG002  (part of LLMServer's contract)
-    ) -> DiskMultiplexConfig:
-        """Called by LLMServer with an engine id.
+    async def load(self, version: VersionId) -> Loaded:
+        """Fetches a version without holding up the event loop.
 
         Raises:
             VersionRefusedError: the version is damaged, or does not fit this server.
             UnknownModelError: there is no such version.
+            RegistryError: the registry cannot be read.
             NotReadyError: the download took too long.
         """
-        from ray.llm._internal.serve.core.configs.llm_config import DiskMultiplexConfig
-
-        version = VersionId.parse(lora_model_id.removeprefix(f"{self._base_id}:"))
         try:
-            async with asyncio.timeout(self._timeout_s):
-                folder = await asyncio.to_thread(self.fetch, version)
+            async with asyncio.timeout(DOWNLOAD_TIMEOUT_S):
+                return await asyncio.to_thread(self.fetch, version)
         except TimeoutError:
-            raise NotReadyError(f"{version} was not downloaded within {self._timeout_s:.0f} s; try again") from None
-        return DiskMultiplexConfig(
-            model_id=lora_model_id,
-            max_total_tokens=None,
-            local_path=str(folder),
-            lora_assigned_int_id=self._numbers.setdefault(lora_model_id, len(self._numbers) + 1),
-        )
+            raise NotReadyError(f"{version} was not downloaded within {DOWNLOAD_TIMEOUT_S:.0f} s; try again") from None
 
-    def fetch(self, version: VersionId) -> Path:
-        """Returns a local folder with the version's whole, verified bundle, which fits this server.
+    def fetch(self, version: VersionId) -> Loaded:
+        """Returns a version's whole, verified bundle on local disk, which fits this server.
 
         Raises:
             VersionRefusedError: the version is damaged, or does not fit this server.
@@ -148,19 +150,24 @@ class AdapterLoader:
         """
         try:
             published = self._registry.get(version)
-            self._limits.check(version, published.bundle)
+            bundle = published.bundle
+            self._limits.check(version, bundle)
             # The digest keeps a version apart from one of the same name in a registry that was made anew.
             folder = self._registry.download(published, self._cache / f"{version}-{published.digest[:16]}")
         except VersionRefusedError:
             raise
         except AdapterError as error:
             raise VersionRefusedError(f"{version} cannot be served: {error}") from None
+        base = self._base
+        own = bundle.template_fingerprint != fingerprint(base.template)
+        template = (folder / TEMPLATE).read_text(encoding="utf-8") if own else None
         try:
-            self._base.check(folder, published.bundle)
+            base.check(folder, bundle, template)
         except AdapterError as error:
             fault = str(error).replace(f"{folder}/", "")
             raise VersionRefusedError(f"{version} cannot be served: {fault}") from None
-        return folder
+        stops = tuple(token for token in bundle.stop_ids if token not in base.stop_ids)
+        return Loaded(version, folder, bundle, template, stops)
 
     @cached_property
     def _registry(self) -> Registry:
@@ -170,14 +177,12 @@ class AdapterLoader:
     def _base(self) -> Base:
         from transformers import AutoTokenizer
 
-        return Base(AutoTokenizer.from_pretrained(self._folder), base_tensors(self._folder))
+        tokenizer = AutoTokenizer.from_pretrained(self._folder)
+        return Base(tokenizer, base_tensors(self._folder), _stop_ids(self._folder) | {tokenizer.eos_token_id})
 
     @cached_property
     def _limits(self) -> Limits:
-        template = self._base.tokenizer.chat_template
-        if not isinstance(template, str):
-            raise ModelError(f"the tokenizer of {self._base_model} has no single chat template")
-        return Limits(self._base_id, base_fingerprint(self._folder), fingerprint(template), self._max_rank)
+        return Limits(self._base_id, base_fingerprint(self._folder), self._max_rank)
 
     @cached_property
     def _folder(self) -> Path:
@@ -200,3 +205,12 @@ def base_folder(base: str) -> Path:
         return Path(snapshot_download(base, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError):
         raise ModelError(f"base model {base}: no checkpoint there, and no such model in the hub cache") from None
+
+
+def _stop_ids(folder: Path) -> frozenset[int]:
+    """The ids at which the base model's generation settings end an answer, as vLLM reads them."""
+    try:
+        found = json.loads((folder / "generation_config.json").read_bytes()).get("eos_token_id")
+    except (OSError, ValueError):
+        return frozenset()
+    return frozenset(found if isinstance(found, list) else [] if found is None else [found])

@@ -34,11 +34,16 @@ _ENTRY_KEY = re.compile(r"aliases/([^/]+)/([0-9]{8})\.json")
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a registry held at one moment. Rule: every version that an alias names is among the versions."""
+    """What a registry held at one moment.
+
+    Rule: every version that an alias names is among the versions; `previous` has the state that a rollback of an alias
+    goes back to, where there is one.
+    """
 
     versions: frozenset[VersionId]
     retired: frozenset[VersionId]
     aliases: Mapping[str, AliasEntry]
+    previous: Mapping[str, AliasEntry]
 
 
 class Registry(VersionStore):
@@ -52,12 +57,15 @@ class Registry(VersionStore):
         self._newest: dict[str, int] = {}
 
     def contents(self) -> Contents:
-        """All aliases and whole versions, in two listings."""
+        """All aliases with what was before, and whole versions, in two listings."""
         # Aliases first: a version that an alias names is then surely among the versions read after it.
         aliases = MappingProxyType(self.aliases())
+        steps = {alias: entry.back_to for alias, entry in aliases.items() if entry.back_to is not None}
+        self._load([_entry_key(alias, number) for alias, number in steps.items()])
+        previous = MappingProxyType({alias: self._entry(alias, number) for alias, number in steps.items()})
         files = list(self._version_files())
         retired = frozenset(version for version, file, _ in files if file == RETIRED)
-        return Contents(frozenset(self._whole(files)), retired, aliases)
+        return Contents(frozenset(self._whole(files)), retired, aliases, previous)
 
     def promote(self, alias: str, version: VersionId, *, by: str | None = None, reason: str = "") -> AliasEntry:
         """Points an alias at a version, for all sessions. Where it does so already, nothing is written.

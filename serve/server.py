@@ -1,7 +1,7 @@
-"""The vLLM deployment: Ray's LLMServer with our loader, answering in plain data.
+"""The vLLM deployment: Ray's LLMServer, which holds the versions that are wanted and answers in plain data.
 
-This is the only file that knows the engine. A gateway sends a JSON object and an exact version; it gets the items of
-serve/items.py: never an object of vLLM's and never a traceback.
+A gateway sends a JSON object and an exact version; it gets the items of serve/items.py: never an object of vLLM's and
+never a traceback. A replica follows the registry by itself: it is ready only when it holds what the aliases name.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import aclosing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,37 +22,52 @@ from ray.serve.llm.openai_api_models import ChatCompletionRequest, CompletionReq
 from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest, TokenizeCompletionRequest
 from vllm.exceptions import VLLMClientError
 
+from serve.catalogue import Catalogue
 from serve.config import ServeConfig
-from serve.errors import BadRequestError, Failure, VersionRefusedError, failure_of
+from serve.errors import BadRequestError, Failure, NotReadyError, VersionRefusedError, failure_of
+from serve.fleet import Holding, ReplicaStatus
 from serve.items import ERROR, EventJoiner, Final, Item, Usage
-from serve.loader import AdapterLoader
+from serve.loader import AdapterLoader, Loaded
+from serve.probe import prove
+from serve.pulse import Pulse
+from serve.registry import Registry
 from serve.requests import Route
+from serve.residents import Residents
+from serve.slots import Slots
 from serve.traffic import Target
+from serve.versions import VersionId
 from sft.errors import RaysftError
 from sft.hardware import cpu_has_bfloat16
 
 DEPLOYMENT = "engine"
-DOWNLOAD_TIMEOUT_S = 300.0
-KNOWN_VERSIONS = 100_000
-"""How many versions a replica remembers the folders of. The engine itself swaps weights in and out of its few slots;
-forgetting a folder would free nothing and only cause it to be verified again."""
+HEALTH_PERIOD_S = 10.0
+FOLLOW_S = 0.5
+"""How often a replica looks whether other versions are wanted."""
 
 logger = logging.getLogger("ray.serve")
 
 
 class EngineServer(LLMServer):
-    """One replica: a vLLM engine and the versions that it has loaded."""
+    """One replica: a vLLM engine and the versions that it holds."""
 
-    async def __init__(self, llm_config: LLMConfig, *, model_downloader: Any) -> None:  # type: ignore[misc]  # as Ray has it
-        self._admission: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        await super().__init__(llm_config, model_downloader=model_downloader)
+    async def __init__(self, llm_config: LLMConfig, config: ServeConfig) -> None:  # type: ignore[misc]  # as Ray has it
+        self._base_id, self._tag = config.id, serve.get_replica_context().replica_tag
+        self._loader = AdapterLoader(config.registry, config.base, config.id, config.engine.max_lora_rank)
+        self._catalogue = Catalogue(config.id, partial(Registry.open, config.registry))
+        self._residents = Residents(self._load_version, self._unload_version, config.engine.resident_versions)
+        self._generations: Mapping[str, int] = {}
+        await super().__init__(llm_config)
         # Ray 2.60 looks for the tokenizer routes under the name that they had before vLLM 0.29.
         engine: Any = self.engine
         if engine._oai_serving_tokenization is None:
             engine._oai_serving_tokenization = engine._app_state.serving_tokenization
+        self._slots = Slots(engine)
+        self._pulse = Pulse(self._slots.beat, config.scaling.stall_s)
+        await self._reconcile()
+        self._following = asyncio.create_task(self._follow())
 
     async def answer(self, route: Route, body: dict[str, Any], target: Target, request_id: str) -> AsyncIterator[Item]:
-        """Answers one request by exactly one target. The caller names the target's engine id as multiplexed model.
+        """Answers one request by exactly one target, which this replica holds until the last token.
 
         A caller that stops reading, or cancels, stops the engine's work on the request.
 
@@ -62,39 +76,103 @@ class EngineServer(LLMServer):
             `Failure` as the last item.
         """
         try:
-            request = _request(route, {**body, "model": target.engine_id}, request_id)
-            # Closed by name: the engine must hear at once that nobody reads on, not when the garbage is collected.
-            async with aclosing(await self._start(route, request, target, request_id)) as stream:
-                joiner, names = EventJoiner(show_usage=_wants_usage(body)), _names(target)
-                async for found in stream:
-                    for item in _items(found if isinstance(found, list) else [found], joiner, request_id):
-                        yield _relabel(item, names)
-                        if isinstance(item, Failure):
-                            return
+            with self._pulse.work():
+                async with self._held(target) as loaded:
+                    request = _request(route, {**body, "model": target.engine_id}, request_id, loaded)
+                    method: Callable[[BaseModel], Awaitable[AsyncGenerator[Any, None]]] = getattr(self, route)
+                    # Closed by name: the engine must hear at once that nobody reads on, not when garbage is collected.
+                    async with aclosing(await method(request)) as stream:
+                        joiner, names = EventJoiner(show_usage=_wants_usage(body)), _names(target)
+                        async for found in stream:
+                            self._pulse.beat()
+                            for item in _items(found if isinstance(found, list) else [found], joiner, request_id):
+                                yield _relabel(item, names)
+                                if isinstance(item, Failure):
+                                    return
         except RaysftError as error:
             yield failure_of(error)
         except Exception as error:
             logger.exception("request %s to %s failed", request_id, target)
             yield failure_of(error)
 
-    async def _start(
-        self, route: Route, request: BaseModel, target: Target, request_id: str
-    ) -> AsyncGenerator[Any, None]:
-        """Loads the target's version if need be, and hands the request to the engine."""
-        method: Callable[[BaseModel], Awaitable[AsyncGenerator[Any, None]]] = getattr(self, route)
-        if target.version is None:
-            return await method(request)
-        # vLLM refuses the second of two requests that load the same version at the same moment.
-        async with self._admission[target.engine_id]:
+    async def hold(self, versions: Collection[VersionId]) -> tuple[str, Holding]:
+        """Loads and proves versions; tells this replica's name and which are unfit, or why none could be loaded."""
+        try:
+            return self._tag, Holding(await self._residents.hold(versions))
+        except RaysftError as error:
+            return self._tag, Holding({}, failure_of(error))
+
+    async def status(self) -> tuple[str, ReplicaStatus]:
+        """This replica's name, and what it holds and has done."""
+        residents = self._residents
+        return self._tag, ReplicaStatus(
+            resident=tuple(map(str, residents.versions)),
+            generations=dict(self._generations),
+            loads=residents.loads,
+            load_seconds=residents.load_seconds,
+            evictions=residents.evictions,
+        )
+
+    async def check_health(self) -> None:
+        """Called by Serve; raises where the engine is dead, or has work and makes no progress."""
+        await super().check_health()
+        await self._pulse.check()
+
+    def _held(self, target: Target) -> Any:
+        return nullcontext() if target.version is None else self._residents.use(target.version)
+
+    async def _follow(self) -> None:
+        """Goes after the registry, for ever; what cannot be done now is tried again."""
+        while True:
+            await asyncio.sleep(FOLLOW_S)
             try:
-                return await method(request)
-            except ValueError as error:
-                logger.exception("the engine cannot load %s for request %s", target, request_id)
-                raise VersionRefusedError(f"{target} cannot be served: the engine refused to load it") from error
+                await self._reconcile()
+            except RaysftError as error:
+                logger.warning("this replica cannot follow the registry now: %s", error)
+            except Exception:
+                logger.exception("this replica could not follow the registry")
+
+    async def _reconcile(self) -> None:
+        """Brings what this replica holds to what is wanted, and acknowledges the aliases' entries."""
+        known, generations = await self._catalogue.known(), self._catalogue.generations()
+        refused = await self._residents.want(known.kept(), known.retired)
+        self._generations = {
+            alias: number for alias, (number, versions) in generations.items() if not versions & refused.keys()
+        }
+
+    async def _load_version(self, version: VersionId) -> Loaded:
+        loaded = await self._loader.load(version)
+        name = Target(self._base_id, version).engine_id
+        try:
+            await self._slots.load(name, str(loaded.folder))
+        except ValueError as error:
+            logger.exception("the engine cannot load %s", version)
+            raise VersionRefusedError(f"{version} cannot be served: the engine refused to load it") from error
+        try:
+            tokenize, tuned = partial(self._prompt_ids, loaded, name), partial(self._slots.next_token, engine_id=name)
+            await prove(version, loaded.bundle.golden, tokenize, tuned, self._slots.next_token)
+        except BaseException:
+            await self._slots.unload(name)
+            raise
+        return loaded
+
+    async def _unload_version(self, version: VersionId, _: Loaded) -> None:
+        await self._slots.unload(Target(self._base_id, version).engine_id)
+
+    async def _prompt_ids(self, loaded: Loaded, name: str, messages: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+        """What the chat route makes of messages, by the engine's own code."""
+        request: Any = _request("tokenize", {"model": name, "messages": list(messages)}, "", loaded)
+        async for part in await self.tokenize(request):
+            if hasattr(part, "tokens"):
+                ids: list[int] = part.tokens
+                return ids
+        raise NotReadyError(f"the engine could not make the prompt of {loaded.version}")
 
 
-def _request(route: Route, body: dict[str, Any], request_id: str) -> BaseModel:
+def _request(route: Route, body: dict[str, Any], request_id: str, loaded: Loaded | None = None) -> BaseModel:
     """Builds the engine's request: the client's own, but with the gateway's id, and with the usage of every stream.
+
+    A version brings the chat template that it was trained with, and the ids that end its turns.
 
     Raises:
         BadRequestError: a field is unknown or its value is not allowed.
@@ -104,6 +182,10 @@ def _request(route: Route, body: dict[str, Any], request_id: str) -> BaseModel:
     unknown = sorted(set(body) - set(model.model_fields))
     if unknown:
         raise BadRequestError(f"{unknown[0]}: no such field in this request", unknown[0])
+    if body.get("chat_template") is not None:
+        raise BadRequestError("chat_template: may not be set; each version brings its own", "chat_template")
+    if loaded is not None and "messages" in body:
+        body = {**body, **_of_training(loaded, model, body)}
     if "request_id" in model.model_fields:
         body = {**body, "request_id": request_id}
     options = body.get("stream_options")
@@ -120,6 +202,14 @@ def _request(route: Route, body: dict[str, Any], request_id: str) -> BaseModel:
         raise BadRequestError(f"{field}: {message}" if field else message, where[0] if where else None) from None
     except (VLLMClientError, ValueError) as error:
         raise BadRequestError(str(error), getattr(error, "parameter", None)) from None
+
+
+def _of_training(loaded: Loaded, model: type[BaseModel], body: dict[str, Any]) -> dict[str, Any]:
+    """What a version adds to a chat request, so that it is made and ended as in training."""
+    added: dict[str, Any] = {} if loaded.template is None else {"chat_template": loaded.template}
+    if loaded.stop_ids and "stop_token_ids" in model.model_fields:
+        added["stop_token_ids"] = [*(body.get("stop_token_ids") or []), *loaded.stop_ids]
+    return added
 
 
 def _wants_usage(body: dict[str, Any]) -> bool:
@@ -197,7 +287,9 @@ def llm_config(config: ServeConfig) -> LLMConfig:
         "enable_lora": True,
         "max_loras": engine.max_loras,
         "max_lora_rank": engine.max_lora_rank,
-        "trust_request_chat_template": False,
+        "max_cpu_loras": max(engine.resident_versions, engine.max_loras),
+        # A version's own template is applied so; what a client sends as one is refused before.
+        "trust_request_chat_template": True,
     }
     environment: dict[str, str] = {}
     placement: dict[str, Any] | None = None
@@ -209,6 +301,10 @@ def llm_config(config: ServeConfig) -> LLMConfig:
     deployment: dict[str, Any] = {
         "name": DEPLOYMENT,
         "max_ongoing_requests": scaling.max_ongoing_requests,
+        "graceful_shutdown_timeout_s": scaling.drain_s,
+        "graceful_shutdown_wait_loop_s": min(1.0, scaling.drain_s),
+        "health_check_period_s": min(HEALTH_PERIOD_S, scaling.stall_s),
+        "health_check_timeout_s": scaling.stall_s + HEALTH_PERIOD_S,
         # The bundle above reserves what a replica on CPU needs; the default would add a CPU to it.
         "ray_actor_options": {"num_cpus": 1 if engine.use_gpu else 0},
     }
@@ -225,7 +321,6 @@ def llm_config(config: ServeConfig) -> LLMConfig:
         accelerator_type=engine.accelerator_type,
         placement_group_config=placement,
         engine_kwargs=arguments,
-        lora_config={"max_num_adapters_per_replica": KNOWN_VERSIONS, "download_timeout_s": DOWNLOAD_TIMEOUT_S},
         deployment_config=deployment,
         runtime_env={"env_vars": environment},
     )
@@ -241,7 +336,6 @@ def _dtype(config: ServeConfig) -> str:
 def bind_engine(config: ServeConfig) -> Any:
     """Binds the engine's deployment; `config.registry` and `config.base` must be valid on every node."""
     settings = llm_config(config)
-    loader = partial(AdapterLoader, config.registry, config.base, config.id, config.engine.max_lora_rank)
     options = EngineServer.get_deployment_options(settings)
     deployment: Any = serve.deployment(EngineServer)
-    return deployment.options(**options).bind(settings, model_downloader=loader)
+    return deployment.options(**options).bind(settings, config)

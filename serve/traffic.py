@@ -16,9 +16,9 @@ from serve.versions import Canary, Shadow, VersionId
 class Known:
     """What can be asked for: a base model, whole versions, and what each alias serves.
 
-    Rule: `aliases` has every alias with its stable version; `canaries` and `shadows` only those that have one. A
-    retired version answers no request of its own, but goes on answering for an alias that names it: a view that was
-    read between two changes never refuses an alias.
+    Rule: `aliases` has every alias with its stable version; `canaries` and `shadows` only those that have one;
+    `previous` has what a rollback of each alias goes back to. A retired version answers no request of its own, but goes
+    on answering for an alias that names it: a view that was read between two changes never refuses an alias.
     """
 
     base_id: str
@@ -27,6 +27,7 @@ class Known:
     canaries: Mapping[str, Canary] = field(default_factory=lambda: MappingProxyType({}))
     shadows: Mapping[str, Shadow] = field(default_factory=lambda: MappingProxyType({}))
     retired: frozenset[VersionId] = frozenset()
+    previous: Mapping[str, frozenset[VersionId]] = field(default_factory=lambda: MappingProxyType({}))
 
     def models(self) -> list[str]:
         """Every id that a request may carry."""
@@ -37,6 +38,11 @@ class Known:
         trials = (canary.version for canary in self.canaries.values())
         copies = (shadow.version for shadow in self.shadows.values())
         return frozenset((*self.aliases.values(), *trials, *copies)) & self.versions
+
+    def kept(self) -> frozenset[VersionId]:
+        """The versions that a replica holds all the time: the wanted ones, and those that a rollback brings back."""
+        before = frozenset[VersionId]().union(*self.previous.values())
+        return self.wanted() | (before & self.versions - self.retired)
 
 
 @dataclass(frozen=True, slots=True)

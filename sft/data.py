@@ -36,6 +36,9 @@ from sft.rows import Rules, SourcePlan, parse, prepare, records
 
 BLOCK_BYTES = 4 << 20
 """Target size of a block: small enough that a few in flight fit anywhere, large enough to amortise a task."""
+STORE_SHARE = 0.25
+"""Share of the object store that a stream plans with. Ray Data's own half leaves out the blocks that tasks and readers
+hold, and with them a small store spilled to disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +182,7 @@ def _configure() -> None:
     context.execution_options.preserve_order = True
     context.target_max_block_size = BLOCK_BYTES
     context.enable_progress_bars = False
+    context.override_object_store_memory_limit_fraction = STORE_SHARE
 
 
 def _streamed(

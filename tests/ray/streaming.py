@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import ray
+import ray.data
 from ray._private.internal_api import memory_summary
 
 from sft.data import epoch_on_ray, plan_data
@@ -18,7 +19,7 @@ from sft.mask import Example
 from sft.rows import examples
 from sft.selection import Epochs
 
-STORE_BYTES = 80 << 20
+STORE_BYTES = 96 << 20
 
 
 def main(folder: Path, base: Path) -> None:

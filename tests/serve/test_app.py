@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 
-from serve.app import _check_port, _located, _reason, app_builder
+from serve.app import _check_port, _reason, app_builder, located
 from serve.config import ServeConfig
+from serve.deploy import deploy_file
 from serve.errors import NotReadyError
 from sft.errors import ConfigError, ModelError
 
@@ -16,21 +19,21 @@ def test_local_addresses_are_made_absolute(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     monkeypatch.chdir(tmp_path)
-    located = _located(ServeConfig(registry="registry", base="model/"))
-    assert (located.registry, located.base) == (str(tmp_path / "registry"), str(tmp_path / "model"))
-    assert located.id == "model"
+    found = located(ServeConfig(registry="registry", base="model/"))
+    assert (found.registry, found.base) == (str(tmp_path / "registry"), str(tmp_path / "model"))
+    assert found.id == "model"
 
 
 def test_addresses_elsewhere_stay() -> None:
-    located = _located(ServeConfig(registry="s3://bucket/registry", base="org/model"))
-    assert (located.registry, located.base) == ("s3://bucket/registry", "org/model")
+    found = located(ServeConfig(registry="s3://bucket/registry", base="org/model"))
+    assert (found.registry, found.base) == ("s3://bucket/registry", "org/model")
 
 
 def test_files_of_keys_and_logs_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     given = {"registry": "r", "base": "org/model", "access": {"keys": "k"}, "log": {"access_file": "l"}}
-    located = _located(ServeConfig.model_validate(given))
-    assert (located.access.keys, located.log.access_file) == (str(tmp_path / "k"), str(tmp_path / "l"))
+    found = located(ServeConfig.model_validate(given))
+    assert (found.access.keys, found.log.access_file) == (str(tmp_path / "k"), str(tmp_path / "l"))
 
 
 @pytest.mark.parametrize(
@@ -48,12 +51,12 @@ def test_a_server_that_everyone_could_ask_is_not_built(tmp_path: Path, changes: 
 @pytest.mark.parametrize("base", ["/no/such/model", "build/no/such", "./model", "~/model"])
 def test_a_missing_base_is_told(base: str) -> None:
     with pytest.raises(ModelError, match="there is no such folder"):
-        _located(ServeConfig(registry="r", base=base))
+        located(ServeConfig(registry="r", base=base))
 
 
 def test_a_folder_that_is_no_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no config\.json"):
-        _located(ServeConfig(registry="r", base=str(tmp_path)))
+        located(ServeConfig(registry="r", base=str(tmp_path)))
 
 
 def test_a_port_that_is_taken_is_told() -> None:
@@ -90,3 +93,23 @@ def test_the_blamed_line_of_a_long_report() -> None:
     assert _reason("Deploying failed: see below", report) == "ValueError: one fault max_model_len is too large"
     assert _reason("just this") == "just this"
     assert _reason() == "no reason given"
+
+
+def test_the_file_of_serve_deploy_builds_the_same_application() -> None:
+    config = ServeConfig.model_validate(
+        {
+            "registry": "s3://bucket/registry",
+            "base": "org/model",
+            "http": {"port": 8001},
+            "scaling": {"max_replicas": 2},
+        }
+    )
+    schema = ServeDeploySchema.model_validate(yaml.safe_load(deploy_file(config)))
+    (application,) = schema.applications
+    assert schema.http_options.port == 8001
+    assert (application.name, application.route_prefix, application.import_path) == (
+        "raysft",
+        "/",
+        "serve.app:app_builder",
+    )
+    assert ServeConfig.model_validate(application.args) == config.model_copy(update={"base_id": None})

@@ -5,14 +5,14 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from serve.catalogue import LIST_EVERY_S, MAX_AGE_S, PATIENCE_S, REMIND_S, Catalogue
-from serve.errors import RegistryError, RetiredModelError, UnknownModelError
+from serve.errors import NotReadyError, RegistryError, RetiredModelError, UnknownModelError
 from serve.registry import Contents, Registry
 from serve.traffic import Target
 from serve.versions import VersionId
@@ -67,7 +67,7 @@ def publish(registry: CountingRegistry, tmp_path: Path) -> Callable[[], VersionI
 
 
 def catalogue(registry: Registry, clock: Clock) -> Catalogue:
-    return Catalogue("base", lambda: registry, clock)
+    return Catalogue("base", lambda: registry, clock=clock)
 
 
 def stale_since(known: Catalogue) -> datetime | None:
@@ -231,7 +231,7 @@ async def test_it_never_goes_back(
     registry.retire(V1)
     clock = Clock()
     registries: list[Registry] = [registry, Registry.open(tmp_path / "backup")]
-    known = Catalogue("base", lambda: registries[0], clock)
+    known = Catalogue("base", lambda: registries[0], clock=clock)
     assert (await known.target("support")).version == V2
     known._registry = registries[1]
     clock.now += MAX_AGE_S + 0.01
@@ -283,3 +283,94 @@ async def test_a_damaged_version_is_left_out_of_the_list(
     (Path(registry.address) / "versions/support/v1" / MANIFEST).write_text("{}")
     known = catalogue(CountingRegistry.open(registry.address), Clock())
     assert [version.id for version in await known.versions()] == [V2]
+
+
+class Replicas:
+    """Engine replicas that hold versions when they are told that they may."""
+
+    def __init__(self) -> None:
+        self.asked: list[frozenset[VersionId]] = []
+        self.ready = asyncio.Event()
+        self.refused: dict[VersionId, str] = {}
+        self.down = 0
+
+    async def prepare(self, versions: frozenset[VersionId]) -> Mapping[VersionId, str]:
+        self.asked.append(versions)
+        await self.ready.wait()
+        if self.down:
+            self.down -= 1
+            raise NotReadyError("no engine replica answers")
+        return {version: fault for version, fault in self.refused.items() if version in versions}
+
+
+async def test_an_alias_moves_only_when_all_replicas_hold_the_version(
+    registry: CountingRegistry, publish: Callable[[], VersionId]
+) -> None:
+    replicas = Replicas()
+    known = Catalogue("base", lambda: registry, replicas.prepare)
+    assert (await known.target("support")).version == V1
+    registry.promote("support", publish())
+    await known.refresh()
+    assert (await known.target("support")).version == V1
+    assert (await known.target("support@v2")).version == V2  # by its own name at once
+    replicas.ready.set()
+    await known.refresh()
+    assert (await known.target("support")).version == V2
+    assert replicas.asked == [frozenset({V2})]
+    assert known.generations() == {"support": (2, frozenset({V2}))}
+    # What it came from is held all the time, so the way back asks nobody.
+    replicas.ready.clear()
+    registry.rollback("support")
+    await known.refresh()
+    assert (await known.target("support")).version == V1
+    assert len(replicas.asked) == 1
+
+
+async def test_an_alias_stays_where_a_replica_refuses_the_version(
+    registry: CountingRegistry, publish: Callable[[], VersionId], caplog: pytest.LogCaptureFixture
+) -> None:
+    replicas = Replicas()
+    replicas.ready.set()
+    replicas.refused = {V2: "support@v2 cannot be served: it has no effect"}
+    known = Catalogue("base", lambda: registry, replicas.prepare)
+    await known.known()
+    registry.promote("support", publish())
+    await known.refresh()
+    assert (await known.target("support")).version == V1
+    assert known.held_back == {"support": "support@v2 cannot be served: it has no effect"}
+    assert "support stays where it is; entry 2 is not followed: support@v2 cannot be served" in caplog.text
+    registry.promote("support", publish())
+    await known.refresh()
+    assert (await known.target("support")).version == VersionId("support", 3)
+    assert known.held_back == {}
+
+
+async def test_a_newer_entry_overtakes_one_that_is_being_prepared(
+    registry: CountingRegistry, publish: Callable[[], VersionId]
+) -> None:
+    replicas = Replicas()
+    known = Catalogue("base", lambda: registry, replicas.prepare)
+    await known.known()
+    registry.promote("support", publish())
+    await known.refresh()
+    registry.promote("support", publish())
+    await known.refresh()
+    replicas.ready.set()
+    await known.refresh()
+    assert (await known.target("support")).version == VersionId("support", 3)
+    assert known.generations() == {"support": (3, frozenset({VersionId("support", 3)}))}
+
+
+async def test_an_alias_waits_for_replicas_that_are_down(
+    registry: CountingRegistry, publish: Callable[[], VersionId], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.catalogue.AGAIN_S", 0.01)
+    replicas = Replicas()
+    replicas.ready.set()
+    replicas.down = 2
+    known = Catalogue("base", lambda: registry, replicas.prepare)
+    await known.known()
+    registry.promote("support", publish())
+    await known.refresh()
+    assert (await known.target("support")).version == V2
+    assert len(replicas.asked) == 3

@@ -19,7 +19,7 @@ from tests.bundles import tiny_bundle
 V1 = VersionId("support", 1)
 MODULE = "model.layers.0.self_attn.q_proj"
 GOLDEN = Golden(messages=GOLDEN_MESSAGES[0], prompt_ids=(1,))
-LIMITS = Limits("base-1b", "f" * 64, "a" * 64, 8)
+LIMITS = Limits("base-1b", "f" * 64, 8)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def loader(registry: Registry, base: Path, tmp_path: Path) -> AdapterLoader:
-    return AdapterLoader(registry.address, str(base), "base-1b", 8, tmp_path / "cache", download_timeout_s=30)
+    return AdapterLoader(registry.address, str(base), "base-1b", 8, tmp_path / "cache")
 
 
 def publish(registry: Registry, tmp_path: Path, base: Path, **changes: Any) -> VersionId:
@@ -57,29 +57,47 @@ def publish(registry: Registry, tmp_path: Path, base: Path, **changes: Any) -> V
 
 
 @pytest.mark.anyio
-async def test_an_engine_id_becomes_a_verified_folder(
+async def test_a_version_becomes_a_verified_folder(
     loader: AdapterLoader, registry: Registry, base: Path, tmp_path: Path
 ) -> None:
-    first, second = publish(registry, tmp_path, base), publish(registry, tmp_path, base, seed=2)
-    llm_config: Any = None
-    loaded = await loader.load_model_from_config(f"base-1b:{first}", llm_config)
-    assert loaded.model_id == "base-1b:support@v1"
-    assert verify_bundle(Path(loaded.local_path)) == registry.get(first).bundle
-    other = await loader.load_model_from_config(f"base-1b:{second}", llm_config)
-    assert other.lora_assigned_int_id != loaded.lora_assigned_int_id
-    assert (await loader.load_model_from_config(f"base-1b:{first}", llm_config)) == loaded
+    version = publish(registry, tmp_path, base, template="{{ messages }}")
+    loaded = await loader.load(version)
+    assert (loaded.version, loaded.bundle) == (version, registry.get(version).bundle)
+    assert verify_bundle(loaded.folder) == loaded.bundle
+    assert await loader.load(version) == loaded
+
+
+@pytest.mark.parametrize(("template", "own"), [("{{ messages }}", None), ("a {{ messages }}", "a {{ messages }}")])
+def test_the_template_of_training_comes_along_where_it_is_another(
+    registry: Registry, base: Path, tmp_path: Path, template: str, own: str | None
+) -> None:
+    made = AdapterLoader(registry.address, str(base), "base-1b", 8, tmp_path / "cache")
+    ids = made._base.tokenizer.apply_chat_template(
+        list(GOLDEN.messages), chat_template=template, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    version = publish(
+        registry, tmp_path, base, template=template, golden=[Golden(messages=GOLDEN.messages, prompt_ids=tuple(ids))]
+    )
+    assert made.fetch(version).template == own
+
+
+def test_only_stop_ids_that_the_base_lacks_are_added(registry: Registry, base: Path, tmp_path: Path) -> None:
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [1]}))
+    version = publish(registry, tmp_path, base, stop_ids=(0, 1))
+    made = AdapterLoader(registry.address, str(base), "base-1b", 8, tmp_path / "cache")
+    assert made.fetch(version).stop_ids == (0,)
 
 
 def test_a_registry_made_anew_is_not_mistaken_for_the_old_one(
     loader: AdapterLoader, registry: Registry, base: Path, tmp_path: Path
 ) -> None:
     version = publish(registry, tmp_path, base)
-    before = loader.fetch(version)
+    before = loader.fetch(version).folder
     shutil.rmtree(registry.address)
     shutil.rmtree(tmp_path / "bundle-0")
     anew = Registry.open(registry.address, create=True)
     publish(anew, tmp_path, base, seed=9)
-    after = AdapterLoader(registry.address, str(base), "base-1b", 8, tmp_path / "cache").fetch(version)
+    after = AdapterLoader(registry.address, str(base), "base-1b", 8, tmp_path / "cache").fetch(version).folder
     assert after != before
     assert verify_bundle(after) == anew.get(version).bundle
 
@@ -108,7 +126,6 @@ def test_an_unknown_version_is_told_apart(loader: AdapterLoader) -> None:
             {"base_fingerprint": "0" * 64, "base_model": "other"},
             r"bundle\.json: base_fingerprint: it was trained on another base \(other\) than base-1b",
         ),
-        ({"template": "{{ other }}"}, r"bundle\.json: template_fingerprint: it was trained with another chat template"),
         ({"rank": 9}, r"bundle\.json: rank: its rank 9 is above engine.max_lora_rank 8"),
     ],
 )

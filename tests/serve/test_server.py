@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 from serve.config import ServeConfig
 from serve.errors import BadRequestError, Failure
 from serve.items import DONE, EventJoiner, Final, Usage
+from serve.loader import Loaded
 from serve.requests import Route
 from serve.server import _items, _names, _relabel, _request, llm_config
 from serve.traffic import Target
@@ -74,6 +76,28 @@ def test_every_stream_tells_its_usage(fields: dict[str, Any], expected: tuple[bo
 def test_stream_options_without_a_stream_are_refused_as_before() -> None:
     with pytest.raises(BadRequestError, match="Stream options can only be defined when"):
         _request("chat", {**CHAT, "stream_options": {"include_usage": True}}, "id")
+
+
+@pytest.mark.parametrize("route", ["chat", "tokenize"])
+def test_a_client_may_not_bring_a_template(route: Route) -> None:
+    with pytest.raises(BadRequestError, match=r"^chat_template: may not be set; each version brings its own$"):
+        _request(route, {**CHAT, "chat_template": "{{ messages }}"}, "id")
+
+
+def loaded(template: str | None, stop_ids: tuple[int, ...]) -> Loaded:
+    bundle: Any = None
+    return Loaded(VersionId("support", 1), Path("folder"), bundle, template, stop_ids)
+
+
+def test_a_version_brings_its_template_and_stop_ids() -> None:
+    made: Any = _request("chat", {**CHAT, "stop_token_ids": [5]}, "id", loaded("{{ own }}", (7,)))
+    assert (made.chat_template, made.stop_token_ids) == ("{{ own }}", [5, 7])
+    plain: Any = _request("chat", CHAT, "id", loaded(None, ()))
+    assert (plain.chat_template, plain.stop_token_ids) == (None, [])
+    asked: Any = _request("tokenize", CHAT, "id", loaded("{{ own }}", (7,)))
+    assert asked.chat_template == "{{ own }}"
+    text: Any = _request("completions", {"model": "m", "prompt": "x"}, "id", loaded("{{ own }}", (7,)))
+    assert text.stop_token_ids == []
 
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -187,7 +211,7 @@ def test_a_cpu_config_for_the_engine() -> None:
     assert made.placement_group_config == {"bundles": [{"CPU": 1.0}]}
     assert made.runtime_env == {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
     assert made.engine_kwargs["enable_lora"] is True
-    assert made.engine_kwargs["trust_request_chat_template"] is False
+    assert made.engine_kwargs["max_cpu_loras"] == 32
     assert "gpu_memory_utilization" not in made.engine_kwargs
     assert made.deployment_config["num_replicas"] == 1
     assert made.deployment_config["max_ongoing_requests"] == 64
