@@ -14,13 +14,14 @@ from tests.serve.served import served
 from tests.serve.stand_in import gateway_app
 
 
-@pytest.fixture(scope="session")
-async def browser(anyio_backend: str) -> AsyncIterator[Browser]:  # noqa: ARG001  (one event loop for all)
+# Of the package, not the session: a browser that stays up takes the cores of all later tests.
+@pytest.fixture(scope="package")
+async def browser(anyio_backend: str) -> AsyncIterator[Browser]:  # noqa: ARG001  (anyio wants it named)
     async with chromium() as browser:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
     """Holds `support@v1`, with the alias `support`, and `support@v2`; to be read only."""
     made = filled_registry(tmp_path_factory.mktemp("browser") / "registry", 2)

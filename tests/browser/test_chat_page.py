@@ -229,8 +229,7 @@ async def test_a_phone_shows_all_of_it_without_scrolling_sideways(
     browser: Browser, url: str, engine: Storyteller
 ) -> None:
     engine.story = "A" + "h" * 200
-    phone = {"viewport": PHONE, "has_touch": True, "is_mobile": True}
-    async with open_chat(browser, url, **phone) as chat:
+    async with open_chat(browser, url, viewport=PHONE, has_touch=True, is_mobile=True) as chat:
         await expect(chat.page.get_by_label("Model", exact=True)).to_have_value("support")
         assert await chat.too_wide() == 0
         await chat.compare("support", "support@v2")
