@@ -39,6 +39,7 @@ from serve.keys import Key, KeySource
 from serve.keys import Scope as KeyScope
 from serve.limits import Limiter
 from serve.metrics import CONTENT_TYPE, Metrics, exposition
+from serve.page import chat_page
 from serve.registry import Registry
 from serve.requests import Route, read_body, tokens_asked
 from serve.versions import VersionId
@@ -94,6 +95,7 @@ class Gateway:
         app.add_api_route("/v1/models", self.models, methods=["GET"])
         app.add_api_route("/v1/models/{model:path}", self.model, methods=["GET"])
         app.add_api_route("/health", self.health, methods=["GET"])
+        app.add_api_route("/", chat_page, methods=["GET"])
         app.add_api_route("/metrics", partial(self.exposition, replicas), methods=["GET"], response_model=None)
         for method, path, handler in self._admin.routes():
             app.add_api_route(path, handler, methods=[method])

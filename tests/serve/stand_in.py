@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import httpx
@@ -23,14 +23,18 @@ from serve.traffic import Target
 URL = "http://127.0.0.1:8000"
 CHAT: dict[str, Any] = {"model": "support", "messages": [{"role": "user", "content": "hi"}]}
 USAGE = Usage(7, 3, "stop")
+Part = Item | Exception | float | asyncio.Event
 STREAM: list[Item] = ["data: 1\n\n", "data: 2\n\n", Final(f"data: 3\n\n{DONE}", USAGE)]
 
 
 class StandIn:
-    """Answers with what it was asked, or with the items it was given; a number among them is a pause in seconds."""
+    """Answers with what it was asked, or with the items it was given.
+
+    Among the items a number is a pause in seconds, and an event is waited for.
+    """
 
     def __init__(self) -> None:
-        self.items: list[Item | Exception | float] | None = None
+        self.items: Sequence[Part] | None = None
         self.asked: list[tuple[Route, dict[str, Any], Target]] = []
         self.ids: list[str] = []
         self.stopped = 0
@@ -41,18 +45,23 @@ class StandIn:
     ) -> AsyncGenerator[Item, None]:
         self.asked.append((route, body, target))
         self.ids.append(request_id)
-        own: list[Item | Exception | float] = [Final(json.dumps({"by": str(target)}), USAGE)]
         ended = False
         try:
-            for item in own if self.items is None else self.items:
+            for item in self.own_items(target) if self.items is None else self.items:
                 await asyncio.sleep(item if isinstance(item, float) else 0)
                 if isinstance(item, Exception):
                     raise item
-                if not isinstance(item, float):
+                if isinstance(item, asyncio.Event):
+                    await item.wait()
+                elif not isinstance(item, float):
                     ended = isinstance(item, Final | Failure)
                     yield item
         finally:
             self.stopped += not ended
+
+    def own_items(self, target: Target) -> Sequence[Part]:
+        """The answer where none was given."""
+        return [Final(json.dumps({"by": str(target)}), USAGE)]
 
     async def check(self) -> None:
         if self.down:
