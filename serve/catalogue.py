@@ -97,6 +97,14 @@ class Catalogue:
         await self._read_since(now - MAX_AGE_S)
         return self._known
 
+    async def refresh(self) -> None:
+        """Reads the registry now, so that what was written before is in force after; a failure is only logged."""
+        asked_at = self._clock()
+        while self._tried_at < asked_at or self._read_at is None:
+            done, _ = await asyncio.wait({self._reading or self._start(pause=0)}, timeout=FIRST_S)
+            if not done or self._fault:
+                break
+
     async def versions(self) -> list[Version]:
         """The manifests of all versions that can be asked for, damaged ones left out."""
         known = await self.known()
@@ -134,8 +142,8 @@ class Catalogue:
             if not done:
                 break
 
-    def _start(self) -> asyncio.Task[None]:
-        pause = self._tried_at + PAUSE_S - self._clock()
+    def _start(self, pause: float | None = None) -> asyncio.Task[None]:
+        pause = self._tried_at + PAUSE_S - self._clock() if pause is None else pause
         self._started = self._clock() + max(pause, 0)
         self._reading = asyncio.create_task(self._read(pause))
         return self._reading

@@ -152,6 +152,21 @@ class Registry(VersionStore):
                 raise BadRequestError(f"{version} cannot be retired: it is the {part} of {alias}; first {first}")
         return self._retire(version, by, reason)
 
+    def check_admissible(self, version: VersionId) -> None:
+        """Refuses a version that no alias may name, by its records alone; a move verifies its files, too.
+
+        Raises:
+            UnknownModelError: there is no such version.
+            VersionRefusedError: its manifest is damaged.
+            BadRequestError: it is retired.
+        """
+        try:
+            self.get(version)
+        except AdapterError as error:
+            raise VersionRefusedError(str(error)) from None
+        if self.retirement(version):
+            raise BadRequestError(f"{version} is retired, for good; publish its bundle again to use it")
+
     def alias(self, alias: str) -> AliasEntry | None:
         """Where an alias points now: its newest entry, or None for an unknown alias."""
         check_name(alias)
@@ -183,11 +198,8 @@ class Registry(VersionStore):
         return current
 
     def _admit(self, version: VersionId) -> None:
-        """Refuses a version that no alias may name."""
+        self.check_admissible(version)
         try:
-            self.get(version)
-            if self.retirement(version):
-                raise BadRequestError(f"{version} is retired, for good; publish its bundle again to use it")
             self.verify(version)
         except AdapterError as error:
             raise VersionRefusedError(str(error)) from None

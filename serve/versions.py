@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -93,6 +93,19 @@ class Version(_Record):
     published_at: datetime
     published_by: str
     bundle: Bundle
+
+
+def summary(version: Version) -> dict[str, Any]:
+    """A version as plain data for programs, without its files and its lineage."""
+    bundle = version.bundle
+    return {
+        **version.model_dump(mode="json", exclude={"bundle"}),
+        "base_model": bundle.base_model,
+        "base_fingerprint": bundle.base_fingerprint,
+        "template_fingerprint": bundle.template_fingerprint,
+        "rank": bundle.rank,
+        "target_modules": list(bundle.target_modules),
+    }
 
 
 class Canary(_Record):
