@@ -283,3 +283,27 @@ async def test_a_damaged_version_is_left_out_of_the_list(
     (Path(registry.address) / "versions/support/v1" / MANIFEST).write_text("{}")
     known = catalogue(CountingRegistry.open(registry.address), Clock())
     assert [version.id for version in await known.versions()] == [V2]
+
+
+async def test_a_refresh_sees_what_was_written_before_it(
+    registry: CountingRegistry, publish: Callable[[], VersionId]
+) -> None:
+    clock = Clock()
+    known = catalogue(registry, clock)
+    await known.refresh()
+    for version in (publish(), publish()):
+        clock.now += 0.001
+        registry.promote("support", version)
+        await known.refresh()
+        assert (await known.target("support")).version == version
+
+
+async def test_a_refresh_does_not_fail_with_the_registry(registry: CountingRegistry) -> None:
+    clock = Clock()
+    known = catalogue(registry, clock)
+    await known.target("support")
+    registry.broken = True
+    clock.now += 0.001
+    await known.refresh()
+    assert stale_since(known) is not None
+    assert (await known.target("support")).version == V1

@@ -183,8 +183,8 @@ async def test_too_many_copies_are_dropped_and_counted_and_cost_the_key_nothing(
     engine.copies = [0.1, answer("late")]
     keys = Keys()
     app = keys.add("app", scopes=("chat", "metrics"), tokens_per_minute=1000)
-    limits = {"traffic": {"shadow_concurrency": 2}}
-    async with client_of(gateway_app(engine, shadowed, keys.text, **limits), headers=app) as client:
+    traffic = {"shadow_concurrency": 2}
+    async with client_of(gateway_app(engine, shadowed, keys.text, traffic=traffic), headers=app) as client:
         for _ in range(5):
             response = await client.post(CHAT_ROUTE, json={**CHAT, "max_tokens": 10})
         await quiet()
@@ -222,7 +222,7 @@ async def test_copies_end_with_the_gateway(
     async def send(message: Any) -> None:
         await heard.put(message["type"])
 
-    life = asyncio.create_task(app({"type": "lifespan"}, receive, send))
+    life = asyncio.ensure_future(app({"type": "lifespan"}, receive, send))
     await said.put("lifespan.startup")
     assert await heard.get() == "lifespan.startup.complete"
     async with client_of(app) as client:
