@@ -23,6 +23,7 @@ from serve.versions import (
     Retirement,
     VersionId,
     check_name,
+    check_share,
     promoted,
     with_canary,
     with_shadow,
@@ -206,8 +207,7 @@ class Registry(VersionStore):
 
     def _tried(self, alias: str, version: VersionId, share: float, what: str) -> AliasEntry:
         """Checks what canary and shadow have in common; returns the alias's entry to go on from."""
-        if not 0 <= share <= 1:
-            raise BadRequestError(f"{what} {share}: must be from 0 (ends it) to 1 (all sessions)", what)
+        check_share(share, what)
         self._current(alias)
         if share:
             self._admit(version)

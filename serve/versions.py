@@ -29,6 +29,16 @@ def check_name(name: str) -> str:
     return name
 
 
+def check_share(share: float, what: str) -> None:
+    """Checks a share of sessions: a canary's `weight` or a shadow's `share`.
+
+    Raises:
+        BadRequestError: it is not from 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise BadRequestError(f"{what} {share}: must be from 0 (ends it) to 1 (all sessions)", what)
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class VersionId:
     """One exact version of an adapter; as text `support@v7`."""
