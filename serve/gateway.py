@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.access_log import AccessLog
 from serve.admin import Admin
-from serve.answer import Answer
+from serve.answer import VERSION_HEADER, Answer
 from serve.body import read_bytes
 from serve.cards import model_cards
 from serve.catalogue import Catalogue
@@ -189,7 +189,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if failure.status >= 500:
         trace = None if isinstance(error, RaysftError) else error
         logger.error("request %s failed: %s", record.request_id, error, exc_info=trace)
-    return JSONResponse(failure.body(), failure.status, dict(failure.headers))
+    version = {VERSION_HEADER: record.version} if record.version else {}
+    return JSONResponse(failure.body(), failure.status, {**dict(failure.headers), **version})
 
 
 @serve.ingress()

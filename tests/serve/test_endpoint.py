@@ -105,8 +105,8 @@ async def test_what_the_server_refuses_is_one_message(
         (["promote", "support@v9"], UnknownModelError, "support@v9"),
         (["rollback", "nothing"], UnknownModelError, "there is no alias nothing"),
         (["rollback", "../versions"], BadRequestError, "no adapter or alias name"),
-        (["canary", "support@v2", "--alias", "support", "--weight", "2"], BadRequestError, "weight: "),
-        (["canary", "support@v2", "--alias", "support", "--weight", "nan"], BadRequestError, "weight"),
+        (["canary", "support@v2", "--alias", "support", "--weight", "2"], BadRequestError, "weight 2.0: must be"),
+        (["canary", "support@v2", "--alias", "support", "--weight", "nan"], BadRequestError, "weight nan: must be"),
         (["retire", "support@v1"], BadRequestError, "it is the stable version of support"),
     ):
         with pytest.raises(kind, match=message):
