@@ -125,6 +125,12 @@ def moved(entry: AliasEntry, before: AliasEntry | None) -> str:
     return f"{line}\nbefore: {_state(before)}, entry {before.number}" if before else line
 
 
+def swap_text(replicas: int | None, seconds: Mapping[str, float]) -> str:
+    """How long a running server took for a move."""
+    held = "" if replicas is None else f"{replicas} replicas hold it after {seconds['prepare']:.2f} s; "
+    return f"{held}served {seconds['flip']:.2f} s later" if held else f"served after {seconds['flip']:.2f} s"
+
+
 def described(bundle: Bundle) -> str:
     """A bundle in a few words."""
     return f"rank {bundle.rank} on {len(bundle.target_modules)} kinds of modules of {bundle.base_model}"

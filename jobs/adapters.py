@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
 from jobs.adapter_text import (
@@ -21,15 +21,16 @@ from jobs.adapter_text import (
     history_table,
     moved,
     size_text,
+    swap_text,
     unfinished_table,
     version_table,
     version_text,
     when,
 )
 from jobs.cli import configure, parser, run
-from serve.errors import BadRequestError, UnknownModelError
+from serve.errors import BadRequestError, NotReadyError, UnknownModelError
 from serve.registry import Registry
-from serve.versions import AliasEntry, Version, VersionId
+from serve.versions import AliasEntry, Retirement, VersionId, check_name, check_share, summary
 from sft.adapter import verify_bundle
 from sft.errors import AdapterError, ConfigError
 
@@ -69,7 +70,7 @@ def _list(_: argparse.Namespace, config: RegistryConfig) -> Answer:
             damaged.append(str(error))
     data = {
         "aliases": {alias: entry.model_dump(mode="json") for alias, entry in contents.aliases.items()},
-        "versions": [{**_version_data(version), "retired": version.id in contents.retired} for version in versions],
+        "versions": [{**summary(version), "retired": version.id in contents.retired} for version in versions],
         "damaged": damaged,
     }
     if not contents.versions:
@@ -85,7 +86,7 @@ def _show(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     retirement = registry.retirement(version.id)
     naming = {alias: entry for alias, entry in aliases.items() if version.id in entry.parts()}
     data = {
-        **_version_data(version),
+        **summary(version),
         "aliases": {alias: entry.parts()[version.id] for alias, entry in naming.items()},
         "retired": retirement.model_dump(mode="json") if retirement else None,
         "files": {name: file.model_dump() for name, file in version.bundle.files.items()},
@@ -114,48 +115,94 @@ def _verify(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
 def _publish(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     version = _registry(config, create=True).publish(arguments.folder, arguments.name)
     text = f"published {version.id}: {described(version.bundle)}"
-    return _version_data(version), f"{text}\nno alias moved; to serve it: promote {version.id}"
+    return summary(version), f"{text}\nno alias moved; to serve it: promote {version.id}"
 
 
 def _promote(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     version = VersionId.parse(arguments.version)
-    alias = arguments.alias or version.name
-    return _move(config, alias, lambda registry: registry.promote(alias, version, reason=arguments.reason))
+    alias, reason = arguments.alias or version.name, arguments.reason
+
+    def move(registry: Registry) -> AliasEntry:
+        return registry.promote(alias, version, reason=reason)
+
+    return _move(arguments, config, alias, move, {"version": str(version)})
 
 
 def _canary(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     alias, version = arguments.alias, VersionId.parse(arguments.version)
     weight, reason = arguments.weight, arguments.reason
-    return _move(config, alias, lambda registry: registry.canary(alias, version, weight, reason=reason))
+    check_share(weight, "weight")
+
+    def move(registry: Registry) -> AliasEntry:
+        return registry.canary(alias, version, weight, reason=reason)
+
+    return _move(arguments, config, alias, move, {"version": str(version), "weight": weight})
 
 
 def _shadow(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     alias, version = arguments.alias, VersionId.parse(arguments.version)
     share, reason = arguments.share, arguments.reason
-    return _move(config, alias, lambda registry: registry.shadow(alias, version, share, reason=reason))
+    check_share(share, "share")
+
+    def move(registry: Registry) -> AliasEntry:
+        return registry.shadow(alias, version, share, reason=reason)
+
+    return _move(arguments, config, alias, move, {"version": str(version), "share": share})
 
 
 def _rollback(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     alias = arguments.alias
-    return _move(config, alias, lambda registry: registry.rollback(alias, reason=arguments.reason))
+    return _move(arguments, config, alias, lambda registry: registry.rollback(alias, reason=arguments.reason), {})
 
 
-def _move(config: RegistryConfig, alias: str, act: Callable[[Registry], AliasEntry]) -> Answer:
-    registry = _registry(config)
-    before = registry.alias(alias)
-    entry = act(registry)
-    return entry.model_dump(mode="json"), moved(entry, before)
+def _move(
+    arguments: argparse.Namespace,
+    config: RegistryConfig,
+    alias: str,
+    act: Callable[[Registry], AliasEntry],
+    fields: dict[str, Any],
+) -> Answer:
+    """Moves an alias in the registry; or, with --endpoint, has the server do it, once its replicas are ready."""
+    if arguments.endpoint is None:
+        registry = _registry(config)
+        before = registry.alias(alias)
+        entry = act(registry)
+        return entry.model_dump(mode="json"), moved(entry, before)
+    done = _asked(arguments, f"aliases/{check_name(alias)}/{arguments.command}", fields)
+    try:
+        entry = AliasEntry.model_validate(done["entry"])
+        before = AliasEntry.model_validate(done["before"]) if done["before"] else None
+        text = f"{moved(entry, before)}\n{swap_text(done['replicas'], done['seconds'])}"
+    except (KeyError, ValidationError):
+        raise NotReadyError(f"{arguments.endpoint} sent what no raysft server sends") from None
+    return {**done.pop("entry"), **done}, text
 
 
 def _retire(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    registry = _registry(config)
     version = VersionId.parse(arguments.version)
-    before = registry.retirement(version)
-    record = registry.retire(version, reason=arguments.reason)
+    if arguments.endpoint is None:
+        registry = _registry(config)
+        known = registry.retirement(version) is not None
+        record = registry.retire(version, reason=arguments.reason)
+    else:
+        done = _asked(arguments, f"versions/{version}/retire", {})
+        try:
+            known, record = not done["moved"], Retirement.model_validate(done["retirement"])
+        except (KeyError, ValidationError):
+            raise NotReadyError(f"{arguments.endpoint} sent what no raysft server sends") from None
     data = {"version": str(version), **record.model_dump(mode="json")}
-    if before:
-        return data, f"{version} was retired already, by {before.by} on {when(before.at)}; nothing changed"
+    if known:
+        return data, f"{version} was retired already, by {record.by} on {when(record.at)}; nothing changed"
     return data, f"{version} is retired: it cannot be promoted any more, and new requests for it are refused"
+
+
+def _asked(arguments: argparse.Namespace, path: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """What the server of --endpoint says to a change."""
+    # An HTTP client takes a while to import, which commands on a registry need not wait for.
+    from jobs.endpoint import post, read_key
+
+    key = read_key(arguments.key_file)
+    return post(arguments.endpoint, key, f"admin/{path}", {**fields, "reason": arguments.reason})
 
 
 def _gc(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
@@ -181,6 +228,16 @@ def _gc(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
 
 
 _REASON = ("--reason", {"default": "", "metavar": "TEXT", "help": "why; kept with the change"})
+_ENDPOINT: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "--endpoint",
+        {"metavar": "URL", "help": "a running server that makes the change, once all its replicas are ready for it"},
+    ),
+    (
+        "--key_file",
+        {"type": Path, "metavar": "FILE", "help": "API key for the endpoint; by default of RAYSFT_API_KEY, if set"},
+    ),
+)
 _VERSION = ("version", {"metavar": "NAME@vN"})
 _ALIAS = ("alias", {"metavar": "ALIAS"})
 _OF_ALIAS = ("--alias", {"required": True, "metavar": "ALIAS", "help": "the alias whose sessions are split"})
@@ -214,7 +271,7 @@ COMMANDS = {
     "promote": Command(
         "point an alias at a version, for all sessions; ends its canary",
         _promote,
-        (_VERSION, ("--alias", {"metavar": "ALIAS", "help": "by default the version's name"}), _REASON),
+        (_VERSION, ("--alias", {"metavar": "ALIAS", "help": "by default the version's name"}), _REASON, *_ENDPOINT),
     ),
     "canary": Command(
         "give a share of an alias's sessions to a version on trial",
@@ -224,6 +281,7 @@ COMMANDS = {
             _OF_ALIAS,
             ("--weight", {"required": True, "type": float, "metavar": "W", "help": "0.1 is 10 %%; 0 ends the trial"}),
             _REASON,
+            *_ENDPOINT,
         ),
     ),
     "shadow": Command(
@@ -234,10 +292,13 @@ COMMANDS = {
             _OF_ALIAS,
             ("--share", {"required": True, "type": float, "metavar": "S", "help": "0.1 is 10 %%; 0 ends it"}),
             _REASON,
+            *_ENDPOINT,
         ),
     ),
-    "rollback": Command("undo an alias's last promote, canary or shadow", _rollback, (_ALIAS, _REASON)),
-    "retire": Command("end a version: no alias may name it again, no request get it", _retire, (_VERSION, _REASON)),
+    "rollback": Command("undo an alias's last promote, canary or shadow", _rollback, (_ALIAS, _REASON, *_ENDPOINT)),
+    "retire": Command(
+        "end a version: no alias may name it again, no request get it", _retire, (_VERSION, _REASON, *_ENDPOINT)
+    ),
     "gc": Command(
         "find uploads that never became whole, and delete them on request",
         _gc,
@@ -269,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.add_argument(argument, **options)
     made.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments, config = configure(made, RegistryConfig, words[1:])
+    arguments.command = name
     data, shown = command.answer(arguments, config)
     if arguments.json:
         print(json.dumps(data, indent=2))
@@ -300,19 +362,6 @@ def _version(aliases: dict[str, AliasEntry], text: str) -> VersionId:
     if text not in aliases:
         raise UnknownModelError(f"there is no alias {text}; name a version as NAME@vN")
     return aliases[text].version
-
-
-def _version_data(version: Version) -> dict[str, Any]:
-    data = version.model_dump(mode="json", exclude={"bundle"})
-    bundle = version.bundle
-    return {
-        **data,
-        "base_model": bundle.base_model,
-        "base_fingerprint": bundle.base_fingerprint,
-        "template_fingerprint": bundle.template_fingerprint,
-        "rank": bundle.rank,
-        "target_modules": bundle.target_modules,
-    }
 
 
 if __name__ == "__main__":

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.cli import configure, parser, run
-from serve.errors import BadRequestError, NotReadyError, UnknownModelError
+from jobs.endpoint import answered, message_of, parsed
+from serve.errors import NotReadyError, UnknownModelError
 from sft.errors import RaysftError
 
 COMMANDS = "/model NAME  /models  /reset  /quit"
@@ -52,8 +51,9 @@ class Chat:
         Raises:
             RaysftError: the endpoint cannot be reached, or has none.
         """
-        with self._lines("GET", "models") as lines:
-            data = _parsed("".join(lines)).get("data")
+        with answered(self._client, "GET", self._config.url, "models") as response:
+            response.read()
+            data = parsed(response.text).get("data")
         if not isinstance(data, list) or not data:
             raise NotReadyError(f"{self._config.url} lists no models")
         return [str(card["id"]) for card in data]
@@ -71,17 +71,17 @@ class Chat:
             body["max_tokens"] = self._config.max_tokens
         pieces: list[str] = []
         whole = False
-        with self._lines("POST", "chat/completions", body) as lines:
-            for line in lines:
+        with answered(self._client, "POST", self._config.url, "chat/completions", body) as response:
+            for line in response.iter_lines():
                 if not line.startswith("data:"):
                     continue
                 data = line.removeprefix("data:").strip()
                 if data == "[DONE]":
                     whole = True
                     break
-                event = _parsed(data)
+                event = parsed(data)
                 if "error" in event:
-                    raise NotReadyError(f"the answer broke off: {_message(event)}")
+                    raise NotReadyError(f"the answer broke off: {message_of(event)}")
                 for choice in event.get("choices", []):
                     piece = choice.get("delta", {}).get("content") or ""
                     pieces.append(piece)
@@ -89,22 +89,6 @@ class Chat:
         if not whole:
             raise NotReadyError("the answer broke off: the connection ended early")
         self._messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
-
-    @contextmanager
-    def _lines(self, method: str, path: str, body: dict[str, Any] | None = None) -> Iterator[Iterator[str]]:
-        url = self._config.url
-        try:
-            with self._client.stream(method, f"{url.rstrip('/')}/{path}", json=body) as response:
-                if response.status_code != 200:
-                    response.read()
-                    raise _refusal(response)
-                yield response.iter_lines()
-        except httpx.ConnectError as error:
-            raise NotReadyError(f"nobody answers at {url} ({error}): is the server running?") from None
-        except httpx.TimeoutException:
-            raise NotReadyError(f"{url} sent nothing for {self._config.timeout_s:.0f} s: try again") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise NotReadyError(f"{url}: {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,34 +146,6 @@ def _print(pieces: Iterator[str]) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print(flush=True)
-
-
-def _refusal(response: httpx.Response) -> RaysftError:
-    try:
-        message = _message(response.json())
-    except ValueError:
-        message = f"{response.url} answered {response.status_code}: is that an OpenAI-compatible endpoint, with /v1?"
-    if response.status_code == 404:
-        return UnknownModelError(message)
-    return BadRequestError(message) if response.status_code < 500 else NotReadyError(message)
-
-
-def _message(body: Any) -> str:
-    """The text of an error body; raises ValueError where it is none of OpenAI's shape."""
-    try:
-        return str(body["error"]["message"])
-    except (KeyError, TypeError):
-        raise ValueError("no error of OpenAI's shape") from None
-
-
-def _parsed(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise NotReadyError(f"the endpoint sent what no OpenAI-compatible endpoint sends: {text[:80]!r}")
-    return value
 
 
 if __name__ == "__main__":

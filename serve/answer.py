@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import time
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -20,11 +18,10 @@ from serve.access_log import Record
 from serve.config import LimitsSection
 from serve.engines import Engine
 from serve.errors import AnswerTimeoutError, Failure, NotReadyError, failure_of
-from serve.items import Final, Usage
-from serve.keys import Key
+from serve.items import Final
 from serve.limits import Headers, Lease, Limiter
-from serve.requests import Route
-from serve.traffic import Target
+from serve.question import Question
+from serve.shadow import Shadows, Witness
 from sft.errors import RaysftError
 
 VERSION_HEADER = "x-raysft-version"
@@ -40,29 +37,23 @@ TORN = ("client_gone", "timeout")
 logger = logging.getLogger("ray.serve")
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A request that was checked and pinned to what answers it."""
-
-    route: Route
-    body: dict[str, Any]
-    target: Target
-    key: Key
-    prompt_tokens: int
-    """About how many tokens the prompt has."""
-    answer_tokens: int
-    """How many tokens all its answers have at most."""
-
-
 class Answer(Response):
     """Asks the engine and passes on what it says; what the client sees before the first item is still a real status."""
 
     def __init__(
-        self, question: Question, engine: Engine, limiter: Limiter, limits: LimitsSection, record: Record
+        self,
+        question: Question,
+        engine: Engine,
+        shadows: Shadows,
+        limiter: Limiter,
+        limits: LimitsSection,
+        record: Record,
     ) -> None:
         super().__init__()
-        self._question, self._engine, self._limiter, self._limits = question, engine, limiter, limits
-        self._record = record
+        self._question, self._engine, self._shadows = question, engine, shadows
+        self._limiter, self._limits, self._record = limiter, limits, record
+        self._target = question.choice.target
+        self._witness: Witness | None = None
         self._started = False
         self._events = 0
 
@@ -76,6 +67,7 @@ class Answer(Response):
         question, record = self._question, self._record
         with self._limiter.admit(question.key, question.prompt_tokens + question.answer_tokens) as lease:
             client = _Client(receive)
+            self._witness = self._shadows.start(question, record)
             try:
                 failure = await self._attempt(send, lease, client)
                 if failure and not client.served:
@@ -88,13 +80,15 @@ class Answer(Response):
             finally:
                 client.stop()
                 self._settle(lease)
+                if self._witness:
+                    self._witness.ended.set()
 
     async def _attempt(self, send: Send, lease: Lease, client: _Client) -> Failure | None:
         """Passes the answer on; what went wrong is returned."""
         question, stream, first = self._question, self._record.stream, True
         total_s = self._limits.total_s
         first_s = min(self._limits.first_token_s, total_s) if stream else total_s
-        items = self._engine.answer(question.route, question.body, question.target, self._record.request_id)
+        items = self._engine.answer(question.route, question.body, self._target, self._record.request_id)
         ends_at = asyncio.get_running_loop().time() + total_s
         try:
             async with asyncio.timeout(first_s) as limit, aclosing(items):
@@ -110,7 +104,7 @@ class Answer(Response):
             return failure_of(AnswerTimeoutError(f"{what} took longer than the {allowed:g} s that this server allows"))
         except Exception as error:
             if not isinstance(error, RaysftError):
-                logger.exception("request %s to %s failed", self._record.request_id, question.target)
+                logger.exception("request %s to %s failed", self._record.request_id, self._target)
             return failure_of(error)
         if not client.served:
             return failure_of(NotReadyError("the engine broke off its answer; try again"))
@@ -120,21 +114,17 @@ class Answer(Response):
         final = isinstance(item, Final)
         text = item.text if isinstance(item, Final) else item
         if isinstance(item, Final):
-            self._note(item.usage)
+            self._record.end(item.usage)
             client.served = True
         body = text.encode()
         if not self._started:
-            self._record.first_token_at = time.monotonic() if self._record.stream else None
+            self._record.hear()
             own = STREAM_HEADERS if self._record.stream else _json_headers(len(body))
             await self._start(200, (*own, *headers), send)
         self._events += text.count("\n\n")
+        if self._witness:
+            self._witness.hear(text)
         await send({"type": "http.response.body", "body": body, "more_body": not final})
-
-    def _note(self, usage: Usage | None) -> None:
-        self._record.ended_at = time.monotonic()
-        if usage is not None:
-            self._record.prompt_tokens, self._record.completion_tokens = usage.prompt_tokens, usage.completion_tokens
-            self._record.finish_reason = usage.finish_reason
 
     async def _fail(self, failure: Failure, headers: Headers, send: Send) -> None:
         """Tells the client: by a status, or in mid-stream by an event after which no [DONE] comes."""
@@ -154,7 +144,7 @@ class Answer(Response):
 
     async def _start(self, status: int, headers: Headers, send: Send) -> None:
         self._started = True
-        named = (*headers, (VERSION_HEADER, str(self._question.target)))
+        named = (*headers, (VERSION_HEADER, str(self._target)))
         raw = [(name.encode("latin-1"), value.encode("latin-1", "replace")) for name, value in named]
         await send({"type": "http.response.start", "status": status, "headers": raw})
 

@@ -135,8 +135,10 @@ def located(config: ServeConfig) -> ServeConfig:
     changes: dict[str, Any] = {}
     if config.access.keys:
         changes["access"] = config.access.model_copy(update={"keys": str(Path(config.access.keys).absolute())})
-    if config.log.access_file:
-        changes["log"] = config.log.model_copy(update={"access_file": str(Path(config.log.access_file).absolute())})
+    logs = {"access_file": config.log.access_file, "shadow_file": config.log.shadow_file}
+    files = {key: str(Path(file).absolute()) for key, file in logs.items() if file}
+    if files:
+        changes["log"] = config.log.model_copy(update=files)
     if "://" not in config.registry:
         changes["registry"] = str(Path(config.registry).absolute())
     base = Path(config.base)

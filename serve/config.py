@@ -135,6 +135,14 @@ class LimitsSection(Rates):
     total_s: float = Field(600.0, gt=0, description="Longest time for a whole answer, in seconds.")
 
 
+class TrafficSection(Section):
+    """Copies of requests for shadow versions."""
+
+    shadow_concurrency: int = Field(
+        8, gt=0, description="Shadow copies that run at a time; a request beyond them is answered, but not copied."
+    )
+
+
 class CapsSection(Section):
     """How large a request may be."""
 
@@ -164,6 +172,9 @@ class LogSection(Section):
         None, description="File for the lines, on each gateway's node; by default the replica's standard output."
     )
     prompts: bool = Field(False, description="Also write what clients ask; answers are never written.")
+    shadow_file: str | None = Field(
+        None, description="File for requests that were shadowed, with both answers; by default none are kept."
+    )
 
 
 class RaySection(Section):
@@ -187,6 +198,7 @@ class ServeConfig(Section):
     access: AccessSection = AccessSection()
     limits: LimitsSection = LimitsSection()
     caps: CapsSection = CapsSection()
+    traffic: TrafficSection = TrafficSection()
     log: LogSection = LogSection()
     ray: RaySection = RaySection()
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -25,7 +26,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serve.access_log import AccessLog
 from serve.admin import Admin
-from serve.answer import Answer, Question
+from serve.answer import VERSION_HEADER, Answer
 from serve.body import read_bytes
 from serve.cards import model_cards
 from serve.catalogue import Catalogue
@@ -33,23 +34,24 @@ from serve.config import ServeConfig
 from serve.door import Door, check_model, check_scope, client_of
 from serve.engines import Engine, ServeEngine
 from serve.errors import ClientGoneError, Failure, UnknownModelError, failure_of
-from serve.fleet import ServeFleet
+from serve.exposition import CONTENT_TYPE, FleetMetrics, Replicas, exposition
+from serve.fleet import Fleet, ServeFleet
 from serve.front import Front, record_of
 from serve.keys import Key, KeySource
 from serve.keys import Scope as KeyScope
 from serve.limits import Limiter
-from serve.metrics import CONTENT_TYPE, Metrics, exposition
+from serve.metrics import Metrics
+from serve.moves import Moves
 from serve.page import chat_page
+from serve.question import SESSION_HEADER, Question, session_of
 from serve.registry import Registry
 from serve.requests import Route, read_body, tokens_asked
+from serve.shadow import Shadows
 from serve.versions import VersionId
 from sft.errors import RaysftError
 
 ROUTES: dict[str, Route] = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/tokenize": "tokenize"}
 METRICS_TIMEOUT_S = 5.0
-
-Replicas = Mapping[str, list[Metric]]
-"""The metrics of each gateway replica, by its name."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -60,6 +62,7 @@ class Gateway:
     Args:
         catalogue: what can be asked for.
         engine: what answers.
+        fleet: the engine replicas as a whole.
         open_registry: opens the registry, for the admin routes.
         config: the application's.
         keys: the API keys in force.
@@ -70,6 +73,7 @@ class Gateway:
         self,
         catalogue: Catalogue,
         engine: Engine,
+        fleet: Fleet,
         open_registry: Callable[[], Registry],
         config: ServeConfig,
         keys: KeySource,
@@ -79,8 +83,12 @@ class Gateway:
         self._door = Door(keys, open_to_all=config.access.open)
         self._limiter = Limiter(config.limits, config.total_concurrency, config.scaling.gateway_replicas, clock)
         self._log = AccessLog(config.log.access_file, prompts=config.log.prompts)
-        self._admin = Admin(open_registry, partial(self._enter, scope="admin"), self._log)
         self.metrics = Metrics(lambda: self._limiter.running)
+        self._fleet_metrics = FleetMetrics(fleet)
+        self._shadows = Shadows(engine, config, self._log, self.metrics)
+        enter = partial(self._enter, scope="admin")
+        self._admin = Admin(open_registry, fleet, enter)
+        self._moves = Moves(open_registry, catalogue, fleet, enter, self._log, self.metrics)
 
     def app(self, replicas: Callable[[], Awaitable[Replicas]] | None = None, *, returns_ids: bool = False) -> ASGIApp:
         """The ASGI application.
@@ -89,7 +97,7 @@ class Gateway:
             replicas: collects the metrics of all gateway replicas; by default there is only this one.
             returns_ids: whether the server in front sends the client's `x-request-id` back by itself.
         """
-        app = FastAPI(title="raysft", docs_url=None, redoc_url=None, openapi_url=None)
+        app = FastAPI(title="raysft", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._life)
         for path, route in ROUTES.items():
             app.add_api_route(path, partial(self.generate, route), methods=["POST"], response_model=None)
         app.add_api_route("/v1/models", self.models, methods=["GET"])
@@ -97,7 +105,7 @@ class Gateway:
         app.add_api_route("/health", self.health, methods=["GET"])
         app.add_api_route("/", chat_page, methods=["GET"])
         app.add_api_route("/metrics", partial(self.exposition, replicas), methods=["GET"], response_model=None)
-        for method, path, handler in self._admin.routes():
+        for method, path, handler in (*self._admin.routes(), *self._moves.routes()):
             app.add_api_route(path, handler, methods=[method])
         app.add_exception_handler(HTTPException, _on_http_error)
         app.add_exception_handler(RaysftError, _on_error)
@@ -113,10 +121,11 @@ class Gateway:
         record.model, record.stream = body["model"], body.get("stream") is True
         record.prompt = body.get("messages", body.get("prompt")) if config.log.prompts else None
         check_model(key, body["model"])
-        target = await self._catalogue.target(body["model"])
-        record.version = str(target)
-        question = Question(route, body, target, key, *tokens_asked(route, body, len(data)))
-        return Answer(question, self._engine, self._limiter, config.limits, record)
+        session = session_of(request.headers.get(SESSION_HEADER), body)
+        choice = await self._catalogue.choose(body["model"], session)
+        record.version, record.part = str(choice.target), choice.part
+        question = Question(route, body, choice, key, *tokens_asked(route, body, len(data)))
+        return Answer(question, self._engine, self._shadows, self._limiter, config.limits, record)
 
     async def models(self, request: Request) -> dict[str, Any]:
         """The base model, every alias and every version, as far as the key may use them."""
@@ -129,7 +138,7 @@ class Gateway:
         await self._catalogue.target(model)
         found = next((card for card in await self._cards() if card["id"] == model), None)
         if found is None:
-            raise UnknownModelError(f"the model {model!r} is damaged in the registry")
+            raise UnknownModelError(f"the model {model!r} is retired, or damaged in the registry")
         return found
 
     async def health(self) -> dict[str, str]:
@@ -140,8 +149,13 @@ class Gateway:
     async def exposition(self, replicas: Callable[[], Awaitable[Replicas]] | None, request: Request) -> Response:
         """The metrics, as Prometheus reads them."""
         self._enter(request, "metrics")
-        found = await replicas() if replicas else {"0": self.metrics.families()}
-        return Response(exposition(found), media_type=CONTENT_TYPE)
+        gateways = await replicas() if replicas else {"0": self.metrics.families()}
+        return Response(exposition({**gateways, **await self._fleet_metrics.read()}), media_type=CONTENT_TYPE)
+
+    @asynccontextmanager
+    async def _life(self, _: FastAPI) -> AsyncIterator[None]:
+        yield
+        await self._shadows.close()
 
     def _enter(self, request: Request, scope: KeyScope) -> Key:
         key = self._door.enter(client_of(request.scope), request.headers)
@@ -178,7 +192,8 @@ async def _on_error(request: Request, error: Exception) -> Response:
     if failure.status >= 500:
         trace = None if isinstance(error, RaysftError) else error
         logger.error("request %s failed: %s", record.request_id, error, exc_info=trace)
-    return JSONResponse(failure.body(), failure.status, dict(failure.headers))
+    version = {VERSION_HEADER: record.version} if record.version else {}
+    return JSONResponse(failure.body(), failure.status, {**dict(failure.headers), **version})
 
 
 @serve.ingress()
@@ -201,7 +216,7 @@ class GatewayServer:
 
         catalogue = Catalogue(config.id, open_registry, prepare)
         self._replicas = config.scaling.gateway_replicas
-        self._gateway = Gateway(catalogue, ServeEngine(engine), open_registry, config, keys)
+        self._gateway = Gateway(catalogue, ServeEngine(engine), fleet, open_registry, config, keys)
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the constructor is through."""

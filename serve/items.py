@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from serve.errors import Failure
 
@@ -59,6 +60,30 @@ class EventJoiner:
                 text = "".join((*events[:index], *events[index + 1 :]))
         self._before = events[-1]
         return Final(text, self._usage) if text.endswith(DONE) else text
+
+
+def spoken(text: str) -> list[dict[str, Any]]:
+    """What an answer says, choice by choice: `text`, and `reasoning` and `tool_calls` where it has any.
+
+    Args:
+        text: an answer's JSON object, or its events from the first on; empty where nothing came.
+    """
+    events = (event.removeprefix("data: ") for event in text.split("\n\n"))
+    parts = [json.loads(event) for event in events if event.startswith("{")]
+    found: dict[int, dict[str, Any]] = {}
+    for choice in (choice for part in parts for choice in part.get("choices", ())):
+        into = found.setdefault(choice.get("index", 0), {"text": ""})
+        message = choice.get("message") or choice.get("delta") or {}
+        into["text"] += choice.get("text") or message.get("content") or ""
+        if message.get("reasoning"):
+            into["reasoning"] = into.get("reasoning", "") + message["reasoning"]
+        for place, call in enumerate(message.get("tool_calls") or ()):
+            calls = into.setdefault("tool_calls", [])
+            index = call.get("index", place)
+            calls += [{"name": "", "arguments": ""} for _ in range(index + 1 - len(calls))]
+            for field in ("name", "arguments"):
+                calls[index][field] += (call.get("function") or {}).get(field) or ""
+    return [found[index] for index in sorted(found)]
 
 
 def _usage(event: str, before: str) -> Usage:

@@ -23,6 +23,7 @@ from serve.versions import (
     Retirement,
     VersionId,
     check_name,
+    check_share,
     promoted,
     with_canary,
     with_shadow,
@@ -160,6 +161,21 @@ class Registry(VersionStore):
                 raise BadRequestError(f"{version} cannot be retired: it is the {part} of {alias}; first {first}")
         return self._retire(version, by, reason)
 
+    def check_admissible(self, version: VersionId) -> None:
+        """Refuses a version that no alias may name, by its records alone; a move verifies its files, too.
+
+        Raises:
+            UnknownModelError: there is no such version.
+            VersionRefusedError: its manifest is damaged.
+            BadRequestError: it is retired.
+        """
+        try:
+            self.get(version)
+        except AdapterError as error:
+            raise VersionRefusedError(str(error)) from None
+        if self.retirement(version):
+            raise BadRequestError(f"{version} is retired, for good; publish its bundle again to use it")
+
     def alias(self, alias: str) -> AliasEntry | None:
         """Where an alias points now: its newest entry, or None for an unknown alias."""
         check_name(alias)
@@ -191,19 +207,15 @@ class Registry(VersionStore):
         return current
 
     def _admit(self, version: VersionId) -> None:
-        """Refuses a version that no alias may name."""
+        self.check_admissible(version)
         try:
-            self.get(version)
-            if self.retirement(version):
-                raise BadRequestError(f"{version} is retired, for good; publish its bundle again to use it")
             self.verify(version)
         except AdapterError as error:
             raise VersionRefusedError(str(error)) from None
 
     def _tried(self, alias: str, version: VersionId, share: float, what: str) -> AliasEntry:
         """Checks what canary and shadow have in common; returns the alias's entry to go on from."""
-        if not 0 <= share <= 1:
-            raise BadRequestError(f"{what} {share}: must be from 0 (ends it) to 1 (all sessions)", what)
+        check_share(share, what)
         self._current(alias)
         if share:
             self._admit(version)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from types import MappingProxyType
+from typing import Literal
 
 from serve.errors import BadRequestError, RetiredModelError, UnknownModelError
 from serve.versions import Canary, Shadow, VersionId
@@ -61,12 +62,17 @@ class Target:
         return str(self.version) if self.version else self.base_id
 
 
+Part = Literal["stable", "canary", "shadow", "direct"]
+"""As what a version answers: for an alias, as one of its three; or because the request names it, or the base."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What a request goes to: the target that answers, and one that gets a copy whose answer nobody waits for."""
 
     target: Target
     shadow: Target | None = None
+    part: Part = "stable"
 
 
 def choose(model: str, known: Known, session: str) -> Choice:
@@ -87,14 +93,15 @@ def choose(model: str, known: Known, session: str) -> Choice:
     """
     stable = resolve(model, known)
     if model == known.base_id or model not in known.aliases:
-        return Choice(stable)
+        return Choice(stable, part="direct")
     canary, shadow = known.canaries.get(model), known.shadows.get(model)
-    target, copied = stable, None
+    choice = Choice(stable)
     if canary and canary.version in known.versions and _drawn(session, "canary", model, canary.since, canary.weight):
-        target = Target(known.base_id, canary.version)
+        choice = Choice(Target(known.base_id, canary.version), part="canary")
     if shadow and shadow.version in known.versions and _drawn(session, "shadow", model, shadow.since, shadow.share):
         copied = Target(known.base_id, shadow.version)
-    return Choice(target, copied if copied != target else None)
+        return choice if copied == choice.target else replace(choice, shadow=copied)
+    return choice
 
 
 def resolve(model: str, known: Known) -> Target:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
@@ -27,6 +27,16 @@ def check_name(name: str) -> str:
             f"{name!r} is no adapter or alias name: use 1 to 63 of a-z, 0-9, '.', '_' and '-', first a letter or digit"
         )
     return name
+
+
+def check_share(share: float, what: str) -> None:
+    """Checks a share of sessions: a canary's `weight` or a shadow's `share`.
+
+    Raises:
+        BadRequestError: it is not from 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise BadRequestError(f"{what} {share}: must be from 0 (ends it) to 1 (all sessions)", what)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -93,6 +103,19 @@ class Version(_Record):
     published_at: datetime
     published_by: str
     bundle: Bundle
+
+
+def summary(version: Version) -> dict[str, Any]:
+    """A version as plain data for programs, without its files and its lineage."""
+    bundle = version.bundle
+    return {
+        **version.model_dump(mode="json", exclude={"bundle"}),
+        "base_model": bundle.base_model,
+        "base_fingerprint": bundle.base_fingerprint,
+        "template_fingerprint": bundle.template_fingerprint,
+        "rank": bundle.rank,
+        "target_modules": list(bundle.target_modules),
+    }
 
 
 class Canary(_Record):

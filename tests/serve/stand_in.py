@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -13,12 +14,14 @@ from starlette.types import ASGIApp
 from serve.catalogue import Catalogue
 from serve.config import ServeConfig
 from serve.errors import Failure, NotReadyError
+from serve.fleet import Prepared, ReplicaStatus
 from serve.gateway import Gateway
 from serve.items import DONE, Final, Item, Usage
 from serve.keys import Key, KeySource, hash_key
 from serve.registry import Registry
 from serve.requests import Route
 from serve.traffic import Target
+from serve.versions import VersionId
 
 URL = "http://127.0.0.1:8000"
 CHAT: dict[str, Any] = {"model": "support", "messages": [{"role": "user", "content": "hi"}]}
@@ -45,9 +48,9 @@ class StandIn:
     ) -> AsyncGenerator[Item, None]:
         self.asked.append((route, body, target))
         self.ids.append(request_id)
-        ended = False
+        told, ended = self.said(target.version), False
         try:
-            for item in self.own_items(target) if self.items is None else self.items:
+            for item in self.own_items(target) if told is None else told:
                 await asyncio.sleep(item if isinstance(item, float) else 0)
                 if isinstance(item, Exception):
                     raise item
@@ -63,9 +66,39 @@ class StandIn:
         """The answer where none was given."""
         return [Final(json.dumps({"by": str(target)}), USAGE)]
 
+    def said(self, version: VersionId | None) -> Sequence[Part] | None:  # noqa: ARG002
+        """What it was told to answer for a version; None where it answers with what it was asked."""
+        return self.items
+
     async def check(self) -> None:
         if self.down:
             raise NotReadyError("the engine does not answer")
+
+
+class StandInFleet:
+    """Replicas that hold whatever they are asked to hold, but for what `refused` has."""
+
+    def __init__(self) -> None:
+        self.refused: dict[VersionId, str] = {}
+        self.asked: list[list[VersionId]] = []
+        self.down = False
+
+    async def prepare(self, versions: Collection[VersionId]) -> Prepared:
+        self._check()
+        self.asked.append(list(versions))
+        return Prepared(2, {version: self.refused[version] for version in versions if version in self.refused}, 0.25)
+
+    async def statuses(self) -> Mapping[str, ReplicaStatus]:
+        self._check()
+        resident = tuple(str(version) for asked in self.asked for version in asked)
+        return {
+            name: ReplicaStatus(resident, MappingProxyType({"support": 1}), len(resident), 0.5, 0)
+            for name in ("engine#a", "engine#b")
+        }
+
+    def _check(self) -> None:
+        if self.down:
+            raise NotReadyError("no replica answers")
 
 
 class Keys:
@@ -90,13 +123,15 @@ def gateway_app(
     registry: Registry,
     keys: str = "",
     clock: Callable[[], float] | None = None,
+    fleet: StandInFleet | None = None,
     **config: Any,
 ) -> ASGIApp:
     """The whole application, but for Serve and the engine."""
     made = ServeConfig.model_validate({"registry": "r", "base": "base", "engine": {"max_model_len": 512}, **config})
     catalogue = Catalogue(made.id, lambda: registry)
     clocks = {"clock": clock} if clock else {}
-    return Gateway(catalogue, engine, lambda: registry, made, KeySource(None, keys), **clocks).app()
+    replicas = fleet or StandInFleet()
+    return Gateway(catalogue, engine, replicas, lambda: registry, made, KeySource(None, keys), **clocks).app()
 
 
 def client_of(app: ASGIApp, **options: Any) -> httpx.AsyncClient:

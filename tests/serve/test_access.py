@@ -51,7 +51,11 @@ async def test_every_route_but_health_needs_a_key(engine: StandIn, registry: Reg
         ("GET", "/admin/aliases"),
         ("GET", "/admin/aliases/support/history"),
         ("POST", "/admin/aliases/support/promote"),
+        ("POST", "/admin/aliases/support/canary"),
+        ("POST", "/admin/aliases/support/shadow"),
         ("POST", "/admin/aliases/support/rollback"),
+        ("POST", "/admin/versions/support@v1/retire"),
+        ("GET", "/admin/replicas"),
     ]
     async with client_of(gateway_app(engine, registry, keys.text)) as client:
         for method, path in asked:
@@ -205,6 +209,7 @@ async def test_a_line_for_every_request(
         "path": CHAT_ROUTE,
         "model": "support",
         "version": "support@v1",
+        "part": "stable",
         "stream": True,
         "status": 200,
         "error": None,

@@ -10,21 +10,29 @@ import pytest
 
 from serve.registry import Registry
 from serve.versions import VersionId
-from tests.serve.stand_in import Keys, StandIn, client_of, gateway_app
+from tests.serve.stand_in import CHAT, Keys, StandIn, StandInFleet, client_of, gateway_app
 
 pytestmark = pytest.mark.anyio
 
 PROMOTE = "/admin/aliases/support/promote"
 ROLLBACK = "/admin/aliases/support/rollback"
+CANARY = "/admin/aliases/support/canary"
+SHADOW = "/admin/aliases/support/shadow"
+V1, V2 = VersionId("support", 1), VersionId("support", 2)
 
 
 @pytest.fixture
-async def admin(engine: StandIn, registry: Registry) -> AsyncIterator[httpx.AsyncClient]:
+def fleet() -> StandInFleet:
+    return StandInFleet()
+
+
+@pytest.fixture
+async def admin(engine: StandIn, registry: Registry, fleet: StandInFleet) -> AsyncIterator[httpx.AsyncClient]:
     """A client with the scope admin, of a gateway that also knows a key without it, named app."""
     keys = Keys()
     keys.add("app")
     headers = keys.add("boss", scopes=("admin",))
-    async with client_of(gateway_app(engine, registry, keys.text), headers=headers) as client:
+    async with client_of(gateway_app(engine, registry, keys.text, fleet=fleet), headers=headers) as client:
         yield client
 
 
@@ -53,12 +61,13 @@ async def test_promote_rollback_and_the_history(
     body = {"version": "support@v2", "reason": "better"}
     moved = (await admin.post(PROMOTE, json=body, headers={"x-request-id": "one"})).json()
     assert (moved["moved"], moved["entry"]["version"], moved["entry"]["by"]) == (True, "support@v2", "key boss")
-    assert (await admin.post(PROMOTE, json=body)).json() == {**moved, "moved": False}
+    again = (await admin.post(PROMOTE, json=body)).json()
+    assert (again["moved"], again["entry"], again["before"]) == (False, moved["entry"], moved["entry"])
     back = (await admin.post(ROLLBACK, json={})).json()
     assert (back["moved"], back["entry"]["version"], back["entry"]["action"]) == (True, "support@v1", "rollback")
     entry = registry.alias("support")
     assert entry is not None
-    assert entry.version == VersionId("support", 1)
+    assert entry.version == V1
     history = (await admin.get("/admin/aliases/support/history")).json()["history"]
     assert [(each["action"], each["version"], each["reason"]) for each in history] == [
         ("promote", "support@v1", ""),
@@ -91,6 +100,20 @@ async def test_a_new_alias(admin: httpx.AsyncClient) -> None:
         (ROLLBACK, {}, 400, None),
         ("/admin/aliases/none/rollback", {}, 404, "model"),
         ("/admin/aliases/No!/promote", {"version": "support@v1"}, 400, None),
+        ("/admin/aliases/No!/rollback", {}, 400, None),
+        (CANARY, {"version": "support@v2"}, 400, "weight"),
+        (CANARY, {"version": "support@v2", "weight": 1.01}, 400, "weight"),
+        (CANARY, {"version": "support@v2", "weight": "0.5"}, 400, "weight"),
+        (CANARY, {"version": "support@v2", "weight": True}, 400, "weight"),
+        (CANARY, {"version": "support@v2", "share": 0.5}, 400, "weight"),
+        (CANARY, {"version": "support@v2", "weight": 0}, 400, None),
+        (CANARY, {"version": "support@v1", "weight": 0.5}, 400, None),
+        (CANARY, {"version": "support@v9", "weight": 0.5}, 404, "model"),
+        (SHADOW, {"version": "support@v2", "share": -0.5}, 400, "share"),
+        ("/admin/aliases/none/shadow", {"version": "support@v2", "share": 0.5}, 404, "model"),
+        ("/admin/versions/support@v1/retire", {}, 400, None),
+        ("/admin/versions/support@v9/retire", {}, 404, "model"),
+        ("/admin/versions/support/retire", {}, 400, None),
     ],
 )
 async def test_what_cannot_be_is_told(
@@ -99,6 +122,90 @@ async def test_what_cannot_be_is_told(
     response = await admin.post(path, json=body)
     assert (response.status_code, response.json()["error"]["param"]) == (status, param)
     assert (await admin.get("/admin/aliases/none/history")).status_code == 404
+
+
+async def test_a_fault_in_a_body_says_what_is_allowed(admin: httpx.AsyncClient) -> None:
+    async def fault(body: dict[str, Any]) -> str:
+        return str((await admin.post(CANARY, json=body)).json()["error"]["message"])
+
+    assert await fault({"version": "support@v2", "weight": 2}) == "weight: Input should be less than or equal to 1"
+    several = {"version": "support@v2", "weight": 0.5, "force": True}
+    assert await fault(several) == "force: no such field in this request; it takes reason, version, weight"
+
+
+async def test_a_move_is_served_when_its_answer_is_there(admin: httpx.AsyncClient, fleet: StandInFleet) -> None:
+    async def version(model: str = "support") -> str:
+        headers = {"authorization": "Bearer raysft_app_secret"}
+        response = await admin.post("/v1/chat/completions", json={**CHAT, "model": model}, headers=headers)
+        return str(response.headers.get("x-raysft-version", response.status_code))
+
+    assert await version() == "support@v1"
+    moved = (await admin.post(CANARY, json={"version": "support@v2", "weight": 1})).json()
+    assert await version() == "support@v2"
+    assert moved["entry"]["canary"] == {"version": "support@v2", "weight": 1.0, "since": 2}
+    assert (moved["before"]["number"], moved["before"]["canary"], moved["replicas"]) == (1, None, 2)
+    assert moved["seconds"]["prepare"] == 0.25
+    assert 0 < moved["seconds"]["flip"] < 5
+    back = (await admin.post(ROLLBACK, json={})).json()
+    assert await version() == "support@v1"
+    assert (back["replicas"], back["seconds"]["prepare"]) == (None, 0)
+    await admin.post(PROMOTE, json={"version": "support@v2"})
+    assert await version() == "support@v2"
+    retire = "/admin/versions/support@v1/retire"
+    retired = (await admin.post(retire, json={"reason": "old"})).json()
+    assert await version("support@v1") == "410"
+    assert (retired["moved"], retired["version"], retired["retirement"]["reason"]) == (True, "support@v1", "old")
+    assert not (await admin.post(retire, json={})).json()["moved"]
+    # A rollback waits for nobody.
+    assert fleet.asked == [[V2], [V2]]
+    text = (await admin.get("/metrics")).text
+    assert 'raysft_swap_seconds_count{alias="support",replica="0"} 3.0' in text
+
+
+@pytest.mark.parametrize(("path", "share"), [(PROMOTE, {}), (CANARY, {"weight": 0.5}), (SHADOW, {"share": 0.5})])
+async def test_a_version_that_a_replica_refuses_is_served_by_nobody(
+    admin: httpx.AsyncClient, fleet: StandInFleet, registry: Registry, path: str, share: dict[str, float]
+) -> None:
+    body = {"version": "support@v2", **share}
+    fleet.refused = {V2: "support@v2 cannot be served: bundle.json: rank: its rank 2 is above 1"}
+    response = await admin.post(path, json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (422, "model_refused")
+    assert response.json()["error"]["message"] == fleet.refused[V2]
+    fleet.down = True
+    response = await admin.post(path, json=body)
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "not_ready")
+    assert len(registry.history("support")) == 1
+    fleet.down, fleet.refused = False, {}
+    assert (await admin.post(path, json=body)).json()["moved"]
+
+
+async def test_a_trial_can_be_ended_while_no_replica_answers(
+    admin: httpx.AsyncClient, fleet: StandInFleet, registry: Registry
+) -> None:
+    await admin.post(CANARY, json={"version": "support@v2", "weight": 0.5})
+    await admin.post(SHADOW, json={"version": "support@v2", "share": 0.5})
+    fleet.down = True
+    assert (await admin.post(CANARY, json={"version": "support@v2", "weight": 0})).json()["entry"]["canary"] is None
+    assert (await admin.post(SHADOW, json={"version": "support@v2", "share": 0})).json()["entry"]["shadow"] is None
+    assert len(registry.history("support")) == 5
+
+
+async def test_a_version_that_cannot_be_named_is_loaded_nowhere(
+    admin: httpx.AsyncClient, fleet: StandInFleet, registry: Registry
+) -> None:
+    registry.retire(V2)
+    for version, status in (("support@v2", 400), ("support@v9", 404)):
+        assert (await admin.post(PROMOTE, json={"version": version})).status_code == status
+    assert fleet.asked == []
+
+
+async def test_what_the_replicas_hold(admin: httpx.AsyncClient, fleet: StandInFleet) -> None:
+    await admin.post(PROMOTE, json={"version": "support@v2"})
+    found = (await admin.get("/admin/replicas")).json()["replicas"]
+    one = {"resident": ["support@v2"], "generations": {"support": 1}, "loads": 1, "load_seconds": 0.5, "evictions": 0}
+    assert found == {"engine#a": one, "engine#b": one}
+    fleet.down = True
+    assert (await admin.get("/admin/replicas")).status_code == 503
 
 
 async def test_the_scope_admin_is_needed_and_no_other(admin: httpx.AsyncClient, registry: Registry) -> None:

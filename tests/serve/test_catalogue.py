@@ -374,3 +374,27 @@ async def test_an_alias_waits_for_replicas_that_are_down(
     await known.refresh()
     assert (await known.target("support")).version == V2
     assert len(replicas.asked) == 3
+
+
+async def test_a_refresh_sees_what_was_written_before_it(
+    registry: CountingRegistry, publish: Callable[[], VersionId]
+) -> None:
+    clock = Clock()
+    known = catalogue(registry, clock)
+    await known.refresh()
+    for version in (publish(), publish()):
+        clock.now += 0.001
+        registry.promote("support", version)
+        await known.refresh()
+        assert (await known.target("support")).version == version
+
+
+async def test_a_refresh_does_not_fail_with_the_registry(registry: CountingRegistry) -> None:
+    clock = Clock()
+    known = catalogue(registry, clock)
+    await known.target("support")
+    registry.broken = True
+    clock.now += 0.001
+    await known.refresh()
+    assert stale_since(known) is not None
+    assert (await known.target("support")).version == V1

@@ -145,6 +145,24 @@ async def test_the_models_and_their_lineage(client: httpx.AsyncClient) -> None:
     assert (await client.get("/v1/models/nothing")).status_code == 404
 
 
+async def test_an_alias_shows_its_trials_and_the_retired_are_gone(
+    client: httpx.AsyncClient, registry: Registry, tmp_path: Path
+) -> None:
+    for _ in range(2):
+        registry.publish(tmp_path / "bundle", "support")
+    registry.canary("support", VersionId("support", 2), 0.25)
+    registry.shadow("support", VersionId("support", 3), 1)
+    registry.retire(VersionId("support", 4))
+    cards = {card["id"]: card for card in (await client.get("/v1/models")).json()["data"]}
+    assert list(cards) == ["base", "support", "support@v1", "support@v2", "support@v3"]
+    metadata = cards["support"]["metadata"]
+    assert metadata["canary"] == {"version": "support@v2", "weight": 0.25}
+    assert metadata["shadow"] == {"version": "support@v3", "share": 1.0}
+    assert metadata["digest"] == cards["support@v1"]["metadata"]["digest"]
+    assert "canary" not in cards["support@v1"]["metadata"]
+    assert (await client.get("/v1/models/support@v4")).status_code == 410
+
+
 async def test_health_is_the_engines_and_needs_no_key(engine: StandIn, registry: Registry) -> None:
     keys = Keys()
     keys.add("app")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serve.items import DONE, EventJoiner, Final, Usage
+from serve.items import DONE, EventJoiner, Final, Usage, spoken
 
 
 def event(content: str, reason: str | None = None) -> str:
@@ -60,3 +60,44 @@ def test_usage_in_every_event_is_no_last_usage(show: bool) -> None:
 
 def test_an_end_without_a_reason() -> None:
     assert run(EventJoiner(show_usage=False), [[USAGE, DONE]])[1] == Usage(5, 3, None)
+
+
+def chunks(*choices: dict[str, Any]) -> str:
+    return "".join(sse({"id": "1", "choices": [choice]}) for choice in choices)
+
+
+WIDE = "\u2028 b"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", []),
+        (DONE, []),
+        ('{"count": 3, "tokens": [1]}', []),
+        ('{"choices": [{"index": 0, "text": "a"}, {"index": 1, "text": "b"}]}', [{"text": "a"}, {"text": "b"}]),
+        (
+            '{"choices": [{"index": 0, "message": {"content": null, "reasoning": "r"}}]}',
+            [{"text": "", "reasoning": "r"}],
+        ),
+        (event("a") + event(WIDE) + USAGE + DONE, [{"text": f"a{WIDE}"}]),
+        (
+            chunks(
+                {"index": 1, "delta": {"content": "x"}},
+                {"index": 0, "delta": {"reasoning": "a"}},
+                {"index": 0, "delta": {"reasoning": "b", "content": "c"}},
+            ),
+            [{"text": "c", "reasoning": "ab"}, {"text": "x"}],
+        ),
+        (
+            chunks(
+                {"index": 0, "delta": {"tool_calls": [{"index": 1, "function": {"name": "g", "arguments": ""}}]}},
+                {"index": 0, "delta": {"tool_calls": [{"index": 1, "function": {"arguments": "{}"}}]}},
+                {"index": 0, "delta": {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": "1"}}]}},
+            ),
+            [{"text": "", "tool_calls": [{"name": "f", "arguments": "1"}, {"name": "g", "arguments": "{}"}]}],
+        ),
+    ],
+)
+def test_what_an_answer_says(text: str, said: list[dict[str, Any]]) -> None:
+    assert spoken(text) == said

@@ -12,9 +12,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from serve import metrics
 from serve.access_log import Record
 from serve.errors import Failure
-from serve.metrics import Metrics, exposition
+from serve.exposition import STATUS_AGE_S, FleetMetrics, exposition, replica_families
+from serve.fleet import ReplicaStatus
+from serve.metrics import Metrics
 from serve.registry import Registry
-from tests.serve.stand_in import CHAT, STREAM, Keys, StandIn, client_of, gateway_app
+from tests.serve.stand_in import CHAT, STREAM, Keys, StandIn, StandInFleet, client_of, gateway_app
 
 ROOT = Path(__file__).parents[2]
 CHAT_ROUTE = "/v1/chat/completions"
@@ -25,8 +27,9 @@ def record(**fields: Any) -> Record:
 
 
 def answered(version: str, **fields: Any) -> Record:
-    times = {"first_token_at": 10.5, "ended_at": 12.5}
-    return record(model="m", version=version, prompt_tokens=7, completion_tokens=5, **{**times, **fields})
+    times = {"first_token_at": 10.5, "ended_at": 12.5, "part": "stable"}
+    tokens = {"prompt_tokens": 7, "completion_tokens": 5}
+    return record(version=version, **{"model": "m", **times, **tokens, **fields})
 
 
 def values(text: str) -> dict[tuple[str, ...], float]:
@@ -47,15 +50,15 @@ def test_what_is_counted_of_an_answer() -> None:
     made = Metrics(lambda: 3)
     made.observe(answered("a@v1"), "/chat")
     assert shown(made) == {
-        ("raysft_requests_total", "m", "0", "/chat", "200", "a@v1"): 1,
-        ("raysft_prompt_tokens_total", "0", "a@v1"): 7,
-        ("raysft_completion_tokens_total", "0", "a@v1"): 5,
-        ("raysft_time_to_first_token_seconds_count", "0", "a@v1"): 1,
-        ("raysft_time_to_first_token_seconds_sum", "0", "a@v1"): 0.5,
-        ("raysft_time_per_output_token_seconds_count", "0", "a@v1"): 1,
-        ("raysft_time_per_output_token_seconds_sum", "0", "a@v1"): 0.5,
-        ("raysft_request_seconds_count", "0", "a@v1"): 1,
-        ("raysft_request_seconds_sum", "0", "a@v1"): 2.5,
+        ("raysft_requests_total", "m", "stable", "0", "/chat", "200", "a@v1"): 1,
+        ("raysft_prompt_tokens_total", "m", "stable", "0", "a@v1"): 7,
+        ("raysft_completion_tokens_total", "m", "stable", "0", "a@v1"): 5,
+        ("raysft_time_to_first_token_seconds_count", "m", "stable", "0", "a@v1"): 1,
+        ("raysft_time_to_first_token_seconds_sum", "m", "stable", "0", "a@v1"): 0.5,
+        ("raysft_time_per_output_token_seconds_count", "m", "stable", "0", "a@v1"): 1,
+        ("raysft_time_per_output_token_seconds_sum", "m", "stable", "0", "a@v1"): 0.5,
+        ("raysft_request_seconds_count", "m", "stable", "0", "a@v1"): 1,
+        ("raysft_request_seconds_sum", "m", "stable", "0", "a@v1"): 2.5,
         ("raysft_requests_in_flight", "0"): 3,
     }
 
@@ -73,20 +76,73 @@ def test_what_a_client_makes_up_is_no_label() -> None:
     for number in range(50):
         made.observe(record(model=f"made up {number}", path=f"/{number}", status=404, error=f"code {number}"), "")
     assert shown(made) == {
-        ("raysft_requests_total", "", "0", "", "404", ""): 50,
-        ("raysft_errors_total", "other", "0"): 50,
+        ("raysft_requests_total", "", "", "0", "", "404", ""): 50,
+        ("raysft_errors_total", "", "", "other", "0", ""): 50,
         ("raysft_requests_in_flight", "0"): 0,
     }
 
 
 def test_versions_make_room_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "VERSIONS", 3)
+    monkeypatch.setattr(metrics, "RECENT", 3)
     made = Metrics()
     for version in ("v1", "v2", "v3", "v1", "v4", "v5"):
-        made.observe(answered(version), "/chat")
-    for name in ("raysft_prompt_tokens_total", "raysft_request_seconds_count"):
-        assert {labels[1] for found, *labels in shown(made) if found == name} == {"v1", "v4", "v5"}
-    assert {labels[-1] for found, *labels in shown(made) if found == "raysft_requests_total"} == {"v1", "v4", "v5"}
+        made.observe(answered(version, error="timeout"), "/chat")
+        made.dropped("m", version)
+        made.swapped(version, 0.1)
+    found = shown(made)
+    for name in ("prompt_tokens_total", "request_seconds_count", "requests_total", "errors_total"):
+        assert {labels[-1] for key, *labels in found if key == f"raysft_{name}"} == {"v1", "v4", "v5"}
+    assert {labels[-1] for key, *labels in found if key == "raysft_shadows_dropped_total"} == {"v1", "v4", "v5"}
+    assert {labels[0] for key, *labels in found if key == "raysft_swap_seconds_count"} == {"v1", "v4", "v5"}
+
+
+def test_a_canary_can_be_compared_with_what_it_is_to_replace() -> None:
+    made = Metrics()
+    for part, version in (("stable", "a@v1"), ("canary", "a@v2"), ("shadow", "a@v3")):
+        made.observe(answered(version, part=part, error="timeout" if part == "canary" else None), "/chat")
+    made.observe(answered("a@v2", model="a@v2", part="direct"), "/chat")
+    found = shown(made)
+    for name in ("requests_total", "completion_tokens_total", "request_seconds_sum"):
+        assert [key[1:3] for key in found if key[0] == f"raysft_{name}"] == [
+            ("m", "stable"),
+            ("m", "canary"),
+            ("m", "shadow"),
+            ("a@v2", "direct"),
+        ]
+    assert found["raysft_errors_total", "m", "canary", "timeout", "0", "a@v2"] == 1
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.anyio
+async def test_the_replicas_are_asked_now_and_then_and_may_be_away() -> None:
+    fleet, clock = StandInFleet(), Clock()
+    read = FleetMetrics(fleet, clock).read
+    assert set(await read()) == {"engine#a", "engine#b"}
+    fleet.down = True
+    assert set(await read()) == {"engine#a", "engine#b"}
+    clock.now += STATUS_AGE_S
+    assert await read() == {}
+    fleet.down = False
+    assert await read() == {}
+    clock.now += STATUS_AGE_S
+    assert set(await read()) == {"engine#a", "engine#b"}
+
+
+def test_what_a_replica_holds() -> None:
+    status = ReplicaStatus(("a@v1", "a@v2"), {"live": 7}, 5, 2.5, 3)
+    assert values(exposition({"engine#a": replica_families(status)}).decode()) == {
+        ("raysft_resident_versions", "engine#a"): 2,
+        ("raysft_alias_generation", "live", "engine#a"): 7,
+        ("raysft_version_loads_total", "engine#a"): 5,
+        ("raysft_version_load_seconds_total", "engine#a"): 2.5,
+        ("raysft_version_evictions_total", "engine#a"): 3,
+    }
 
 
 def test_replicas_are_told_apart_in_one_text() -> None:
@@ -120,20 +176,21 @@ async def test_the_route_counts_what_happened(engine: StandIn, registry: Registr
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
     found = values(response.text)
     assert {key[1:]: value for key, value in found.items() if key[0] == "raysft_requests_total"} == {
-        ("support", "0", CHAT_ROUTE, "200", "support@v1"): 1,
-        ("support", "0", CHAT_ROUTE, "400", "support@v1"): 2,
-        ("support", "0", CHAT_ROUTE, "429", "support@v1"): 1,
-        ("", "0", CHAT_ROUTE, "404", ""): 1,
-        ("", "0", CHAT_ROUTE, "401", ""): 1,
-        ("", "0", "", "404", ""): 1,
-        ("", "0", "/metrics", "401", ""): 1,
-        ("", "0", "/metrics", "403", ""): 1,
+        ("support", "stable", "0", CHAT_ROUTE, "200", "support@v1"): 1,
+        ("support", "stable", "0", CHAT_ROUTE, "400", "support@v1"): 2,
+        ("support", "stable", "0", CHAT_ROUTE, "429", "support@v1"): 1,
+        ("", "", "0", CHAT_ROUTE, "404", ""): 1,
+        ("", "", "0", CHAT_ROUTE, "401", ""): 1,
+        ("", "", "0", "", "404", ""): 1,
+        ("", "", "0", "/metrics", "401", ""): 1,
+        ("", "", "0", "/metrics", "403", ""): 1,
     }
     assert found["raysft_rejected_total", "requests", "0"] == 1
-    assert found["raysft_errors_total", "refused_by_engine", "0"] == 2
-    assert found["raysft_errors_total", "model_not_found", "0"] == 1
-    assert found["raysft_prompt_tokens_total", "0", "support@v1"] == 7
-    assert found["raysft_time_to_first_token_seconds_count", "0", "support@v1"] == 1
+    assert found["raysft_errors_total", "support", "stable", "refused_by_engine", "0", "support@v1"] == 2
+    assert found["raysft_errors_total", "", "", "model_not_found", "0", ""] == 1
+    assert found["raysft_prompt_tokens_total", "support", "stable", "0", "support@v1"] == 7
+    assert found["raysft_time_to_first_token_seconds_count", "support", "stable", "0", "support@v1"] == 1
+    assert found["raysft_resident_versions", "engine#a"] == found["raysft_resident_versions", "engine#b"] == 0
 
 
 def expressions(node: Any) -> list[str]:
@@ -150,7 +207,10 @@ def test_the_dashboard_asks_only_for_what_there_is() -> None:
     dashboard = json.loads((ROOT / "serve" / "grafana.json").read_text())
     made = Metrics()
     made.observe(answered("a@v1", error="timeout", limit="tokens"), "/chat")
-    families = list(text_string_to_metric_families(exposition({"0": made.families()}).decode()))
+    made.dropped("m", "a@v2")
+    made.swapped("m", 0.1)
+    replica = replica_families(ReplicaStatus((), {"m": 1}, 0, 0, 0))
+    families = list(text_string_to_metric_families(exposition({"0": made.families(), "1": replica}).decode()))
     samples = {sample.name: set(sample.labels) for family in families for sample in family.samples}
     asked = expressions(dashboard)
     assert len(asked) > 10
@@ -162,8 +222,9 @@ def test_the_dashboard_asks_only_for_what_there_is() -> None:
         for name in names:
             assert name in samples, expression
             labels = {label for by in re.findall(r"by \(([^)]*)\)", expression) for label in by.split(", ")}
-            labels |= set(re.findall(r"(\w+)=~?\"", expression))
-            assert labels <= samples[name], expression
+            assert labels - {"le"} <= samples[name], expression
+        for name, selector in re.findall(r"(raysft_\w+){([^}]*)}", expression):
+            assert set(re.findall(r"(\w+)(?:=~?|!=)\"", selector)) <= samples[name], expression
     whole = {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples}
     assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in used} == whole
 
