@@ -150,7 +150,7 @@ async def test_both_answers_of_a_stream_are_kept(
     assert (kept["answer"]["error"], kept["shadow"]["error"]) == (None, "not_ready")
 
 
-COPIES: list[tuple[list[Item | Exception | float], str]] = [
+COPIES: list[tuple[list[Part], str]] = [
     ([RuntimeError("/secret/place")], "internal_error"),
     ([Failure(400, "no", "invalid_request_error")], "refused_by_engine"),
     ([], "not_ready"),
@@ -163,7 +163,7 @@ async def test_whatever_befalls_a_copy_the_answer_is_whole(
     engine: TwoVoices,
     shadowed: Registry,
     capsys: pytest.CaptureFixture[str],
-    copies: list[Item | Exception | float],
+    copies: Sequence[Part],
     error: str,
 ) -> None:
     engine.items, engine.copies = [*STREAM], copies
