@@ -40,7 +40,7 @@ claim = if [ "$$(cat $(STAMPS)/set 2>/dev/null || echo $(1))" != $(1) ]; then \
   $(call fail,$(VENV) holds the other set. Run `make clean` first$(comma) or name another place with VENV=.venv-$(1)); fi; \
   echo $(1) > $(STAMPS)/set; rm -f $(STAMPS)/$(1)-*
 
-.PHONY: help setup setup-gpu setup-dev setup-tasks lint test demo bench-data check-gpu lock clean
+.PHONY: help setup setup-gpu setup-dev setup-tasks lint test chaos demo bench-data check-gpu lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,8 +58,13 @@ lint: setup-dev ## style (ruff) and types (mypy)
 	@echo 'lint: ruff format --check'; $(PY) -m ruff format --check .
 	@echo 'lint: mypy (half a minute the first time)'; $(PY) -m mypy
 
+# What starts a Ray or an engine needs the cores for itself; the rest shares them.
 test: lint ## lint, then every test; ARGS="-k pack" goes to pytest
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -m "not ray and not engine and not chaos and not exhaustive" -n 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
+	$(PY) -m pytest -m "(ray or engine) and not chaos and not exhaustive" $(ARGS) || [ $$? = 5 ]
+
+chaos: lint ## kills and faults against real Ray, DeepSpeed and vLLM (long)
+	$(PY) -m pytest -m chaos $(ARGS)
 
 demo: setup ## train an adapter, serve it, ask it; KEEP=1 keeps the server up
 	$(PY) -m jobs.demo --config jobs/configs/demo.yaml $(if $(KEEP),--keep,)

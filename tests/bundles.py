@@ -39,8 +39,13 @@ def tiny_bundle(folder: Path, *, seed: int = 0, rank: int = 2, **changes: Any) -
         return write_bundle(folder, weights=weights, peft_config=config, **{**given, **changes})
 
 
-def lora_bundle(folder: Path, model: Path, *, seed: int, rank: int = 8, **changes: Any) -> Bundle:
-    """Writes a bundle of random LoRA weights for a real model, large enough to change its greedy answers."""
+def lora_bundle(
+    folder: Path, model: Path, *, seed: int, rank: int = 8, blind: bool = False, template: str = "", **changes: Any
+) -> Bundle:
+    """Writes a bundle of random LoRA weights for a real model, large enough to change its greedy answers.
+
+    A blind one passes every check of its files, and changes nothing. A template is used in place of the model's own.
+    """
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,6 +58,9 @@ def lora_bundle(folder: Path, model: Path, *, seed: int, rank: int = 8, **change
     for name, parameter in adapted.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=0.2)
+        if ".lora_A." in name and blind:
+            torch.nn.init.zeros_(parameter)
+    tokenizer.chat_template = template or tokenizer.chat_template
     with TemporaryDirectory() as scratch:
         adapted.save_pretrained(scratch)
         given: dict[str, Any] = {
