@@ -18,6 +18,9 @@ OWN_ENGINE_KEYS = {
     "gpu_memory_utilization": "engine.gpu_memory_utilization",
     "enforce_eager": "engine.enforce_eager",
     "tensor_parallel_size": "engine.tensor_parallel_size",
+    "tool_call_parser": "engine.tool_call_parser",
+    "enable_auto_tool_choice": "engine.tool_call_parser",
+    "reasoning_parser": "engine.reasoning_parser",
     "model": "base",
     "served_model_name": "base_id",
 }
@@ -61,6 +64,12 @@ class EngineSection(Section):
     kv_cache_gib: int = Field(1, gt=0, description="Memory for the KV cache of a replica on CPU, in GiB.")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of GPU memory that the engine takes.")
     enforce_eager: bool = Field(True, description="Skip graph compilation: slower answers, a quicker start.")
+    tool_call_parser: str | None = Field(
+        None, description="vLLM's parser for the tool calls of this family, such as hermes; null serves no tools."
+    )
+    reasoning_parser: str | None = Field(
+        None, description="vLLM's parser for the reasoning of this family, such as qwen3; null leaves it in the answer."
+    )
     extra: dict[str, Any] = Field({}, description="Further vLLM engine arguments, as vLLM names them.")
 
     @model_validator(mode="after")

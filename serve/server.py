@@ -291,6 +291,10 @@ def llm_config(config: ServeConfig) -> LLMConfig:
         # A version's own template is applied so; what a client sends as one is refused before.
         "trust_request_chat_template": True,
     }
+    if engine.tool_call_parser:
+        arguments |= {"tool_call_parser": engine.tool_call_parser, "enable_auto_tool_choice": True}
+    if engine.reasoning_parser:
+        arguments["reasoning_parser"] = engine.reasoning_parser
     environment: dict[str, str] = {}
     placement: dict[str, Any] | None = None
     if engine.use_gpu:

@@ -62,7 +62,7 @@ def endpoint(
             "registry": registry.address,
             "base": str(demo_model),
             "base_id": BASE,
-            "engine": {"max_model_len": 512, "max_lora_rank": 16},
+            "engine": {"max_model_len": 512, "max_lora_rank": 16, "tool_call_parser": "hermes"},
             "http": {"port": free_port()},
             "ray": {"num_cpus": 8},
         }

@@ -286,7 +286,6 @@ def test_a_damaged_version_is_refused_and_others_go_on(endpoint: Endpoint, bundl
     ("name", "changes", "reason"),
     [
         ("other-base", {"base_fingerprint": "0" * 64, "base_model": "another-7b"}, r"another base \(another-7b\)"),
-        ("other-template", {"template": "{{ messages }}"}, "another chat template"),
         ("too-wide", {"rank": 32}, "rank 32 is above engine.max_lora_rank 16"),
     ],
 )
