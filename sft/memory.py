@@ -26,6 +26,9 @@ GPUS = {
 }
 """GiB that PyTorch finds on common cards, which is less than their names say."""
 
+WITHOUT_BFLOAT16 = ("T4",)
+"""Cards on which `dtype: auto` is float32."""
+
 TIGHT = 0.92
 """Share of a card from which an estimate is too close to it to promise anything."""
 
@@ -47,7 +50,8 @@ class MemoryPlan:
 
     Rule: with `full` the base's weights are trained, in float32, and there is no adapter. `trained_share` is the share
     of tokens that are trained. A micro-batch has `micro_batch_size` rows of `max_length` tokens; packed, they lie in
-    one row. `bucket` counts the numbers of a buffer through which DeepSpeed reduces gradients.
+    one row. `bucket` counts the numbers of a buffer through which DeepSpeed reduces gradients. With `logits_at_once`
+    the loss is made of so many logits at a time; with `fused` an adapter keeps its input in the hidden states' type.
     """
 
     dtype: Literal["bfloat16", "float32"]
@@ -69,6 +73,8 @@ class MemoryPlan:
     bucket: int
     dora: bool = False
     full: bool = False
+    logits_at_once: int | None = None
+    fused: bool = False
 
     @property
     def tokens(self) -> int:
@@ -235,7 +241,8 @@ def _layer_bytes(base: Architecture, plan: MemoryPlan) -> int:
         attention += stream * base.queries + FLOAT * base.heads
         attention += stream * length if plan.attention == "sdpa" else 0
     mlp = 3 * stream * base.intermediate
-    total = norms + attention + mlp + _inputs(base, plan, adapted) + FLOAT * plan.rank * len(adapted)
+    inner = stream if plan.fused else FLOAT
+    total = norms + attention + mlp + _inputs(base, plan, adapted) + inner * plan.rank * len(adapted)
     if plan.dora:
         total += sum(linear.outputs * (stream + FLOAT) for linear in adapted)
     return plan.tokens * total
@@ -247,12 +254,12 @@ def _inputs(base: Architecture, plan: MemoryPlan, adapted: Sequence[Linear]) -> 
     if plan.dropout and not plan.full:  # each adapter keeps what its own dropout left, and which numbers those are
         mask = 1 if plan.gpu else FLOAT
         return sum(linear.inputs * (FLOAT + mask) for linear in reading)
-    if plan.stream_bytes < FLOAT:  # each adapter makes a float32 copy of its own
+    if plan.stream_bytes < FLOAT and not plan.fused:  # each adapter makes a float32 copy of its own
         return sum(linear.inputs * FLOAT for linear in reading)
     widths = {linear.reads: linear.inputs for linear in reading}
     if plan.attention != "eager":
         widths.pop("context", None)  # attention itself keeps what it made
-    return FLOAT * (sum(widths.values()) + (base.norms * base.hidden if plan.full else 0))
+    return plan.stream_bytes * (sum(widths.values()) + (base.norms * base.hidden if plan.full else 0))
 
 
 def _masks(plan: MemoryPlan) -> int:
@@ -267,7 +274,11 @@ def _logits(base: Architecture, plan: MemoryPlan) -> int:
     share = plan.trained_share
     if not plan.packed:  # a position is computed for all rows of a micro-batch where any is trained
         share *= plan.micro_batch_size
-    return int(3 * FLOAT * min(share, 1.0) * plan.tokens * base.vocabulary)
+    positions = min(share, 1.0) * plan.tokens
+    if plan.logits_at_once is None:
+        return int(3 * FLOAT * positions * base.vocabulary)
+    at_once = min(plan.logits_at_once, positions * base.vocabulary)
+    return int(2 * FLOAT * at_once + plan.stream_bytes * positions * base.hidden)
 
 
 def _gradients(trained: int, plan: MemoryPlan) -> int:
