@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +29,7 @@ from jobs.adapter_text import (
     when,
 )
 from jobs.cli import configure, parser, run
+from jobs.merge_text import MERGED_TYPES, merge_data, merge_text
 from serve.errors import BadRequestError, NotReadyError, UnknownModelError
 from serve.registry import Registry
 from serve.versions import AliasEntry, Retirement, VersionId, check_name, check_share, summary
@@ -227,6 +229,19 @@ def _gc(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     return data, [unfinished_table(found), advice]
 
 
+def _merge(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
+    from sft.merge import merge  # PyTorch takes seconds to import, which no other command needs
+
+    what: str = arguments.bundle
+    with tempfile.TemporaryDirectory(prefix="raysft-") as scratch:
+        folder = Path(what)
+        if "@" in what and not folder.exists():
+            registry = _registry(config)
+            folder = registry.download(registry.get(VersionId.parse(what)), Path(scratch) / "bundle")
+        merged = merge(folder, arguments.base, arguments.output, arguments.dtype)
+    return merge_data(merged), merge_text(what, merged)
+
+
 _REASON = ("--reason", {"default": "", "metavar": "TEXT", "help": "why; kept with the change"})
 _ENDPOINT: tuple[tuple[str, dict[str, Any]], ...] = (
     (
@@ -266,6 +281,19 @@ COMMANDS = {
         (
             ("folder", {"metavar": "FOLDER", "type": Path, "help": "an adapter bundle, as a run writes it"}),
             ("--name", {"required": True, "metavar": "NAME", "help": "the adapter's name"}),
+        ),
+    ),
+    "merge": Command(
+        "write base and adapter as one ordinary checkpoint, for servers without adapters",
+        _merge,
+        (
+            ("bundle", {"metavar": "FOLDER|NAME@vN", "help": "an adapter bundle's folder, or a version"}),
+            ("--base", {"required": True, "metavar": "FOLDER", "type": Path, "help": "the base model's checkpoint"}),
+            ("--output", {"required": True, "metavar": "FOLDER", "type": Path, "help": "new folder to write"}),
+            (
+                "--dtype",
+                {"choices": MERGED_TYPES, "metavar": "TYPE", "help": f"{', '.join(MERGED_TYPES)}; default: the base's"},
+            ),
         ),
     ),
     "promote": Command(

@@ -54,8 +54,12 @@ class BaseTokenizer:
         return int(self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.stop_ids[0])
 
 
-def locate(base: str) -> Path:
+def locate(base: str, *, weights: bool = True) -> Path:
     """Finds a base model: a local folder as it is, a Hugging Face id as a local snapshot.
+
+    Args:
+        base: a folder or an id.
+        weights: whether a snapshot must hold the weights; without them it is there in seconds.
 
     Raises:
         ModelError: neither is there.
@@ -68,7 +72,8 @@ def locate(base: str) -> Path:
             f"base model {base}: no config.json there; name a checkpoint folder or a Hugging Face model id"
         )
     try:
-        return Path(snapshot_download(base, ignore_patterns=["*.bin", "*.pth", "*.gguf", "original/*"]))
+        left_out = ["*.bin", "*.pth", "*.gguf", "original/*", *([] if weights else ["*.safetensors"])]
+        return Path(snapshot_download(base, ignore_patterns=left_out))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelError(f"base model {base}: no such folder, and not to be had from the hub ({reason})") from None

@@ -65,8 +65,21 @@ def open_run(config: TrainConfig) -> RunFolder:
         StorageError: the storage cannot be written.
     """
     folder = run_folder(config)
+    check_run(config)
     values = config.model_dump(mode="json")
-    before = storage.read(folder.config)
+    storage.write(folder.config, yaml.safe_dump(values, sort_keys=False).encode())
+    return folder
+
+
+def check_run(config: TrainConfig) -> bool:
+    """Whether there is a run of this name already; it may go on with this config. Writes nothing.
+
+    Raises:
+        TrainingError: it was started with another config; names the fields.
+        StorageError: the storage cannot be read.
+    """
+    values = config.model_dump(mode="json")
+    before = storage.read(run_folder(config).config)
     if before is not None:
         changed = _differences(yaml.safe_load(before), values)
         if changed:
@@ -75,8 +88,7 @@ def open_run(config: TrainConfig) -> RunFolder:
                 f"run {config.name} exists in {config.storage} with another config:\n{shown}\n"
                 "Choose another `name`, or take the fields back to go on with that run."
             )
-    storage.write(folder.config, yaml.safe_dump(values, sort_keys=False).encode())
-    return folder
+    return before is not None
 
 
 def fetch_bundle(folder: RunFolder) -> Path | None:

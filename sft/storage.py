@@ -202,6 +202,19 @@ def read(address: str) -> bytes | None:
         raise StorageError(f"{address}: cannot be read ({error})") from None
 
 
+def delete(address: str) -> None:
+    """Deletes a file.
+
+    Raises:
+        StorageError: it is not there, or cannot be deleted.
+    """
+    filesystem, path = resolve(address)
+    try:
+        filesystem.delete_file(path)
+    except OSError as error:
+        raise StorageError(f"{address}: cannot be deleted ({error})") from None
+
+
 def upload(folder: Path, address: str, *, last: str) -> None:
     """Copies a local folder's files to an address; the file named `last` is written after all others.
 
