@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sft.errors import CheckpointError
+from sft.errors import CheckpointError, TrainingError
 from sft.mask import UNTRAINED
 from sft.model import adapter_parameters
 
@@ -139,6 +140,7 @@ class Engine:
 
         Raises:
             CheckpointError: the state is of other parameters.
+            TrainingError: the frozen weights are not finite.
         """
         own = adapter_parameters(self.module)
         if {name: tuple(_shape(parameter)) for name, parameter in own.items()} != {
@@ -173,6 +175,8 @@ class Engine:
             self.step()
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+        if not self._base_optimizer.state:  # a gradient of zero that is not finite
+            raise TrainingError("the model's weights are not finite: look at the base model's files")
 
     def _put(self, parameter: nn.Parameter, saved: ParameterState) -> None:
         import deepspeed
@@ -195,6 +199,10 @@ class Engine:
     def _clip(self, parameters: list[nn.Parameter]) -> None:
         limit = self.plan.max_grad_norm or float("inf")
         self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if not math.isfinite(self._norm):
+            # ZeRO leaves such a step out by itself; AdamW does where there is no gradient.
+            for parameter in parameters:
+                parameter.grad = None
 
     def _value(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -205,12 +213,13 @@ class Engine:
     def _moment(self, parameter: nn.Parameter, key: str) -> Tensor:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if not self._base_optimizer.state:  # no step was taken yet
+            return torch.zeros(_shape(parameter))
         if self.plan.zero_stage == 0:
-            moment = self._optimizer.state[parameter].get(key) if parameter in self._optimizer.state else None
+            moment = self._optimizer.state[parameter][key]
         else:
             moment = safe_get_full_optimizer_state(parameter, key)
-        if not isinstance(moment, Tensor):  # no step was taken yet
-            return torch.zeros(_shape(parameter))
+        assert isinstance(moment, Tensor)
         return moment.detach().float().cpu().clone()
 
 

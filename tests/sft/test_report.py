@@ -20,6 +20,8 @@ STEP = StepReport(
     trained_tokens=1000,
     seconds=2.0,
     data_wait=0.1,
+    skipped=0,
+    rows="00000000000000ff",
 )
 
 
