@@ -175,9 +175,9 @@ def _not_kept(step: int, address: str, needed: int, error: BaseException | None)
     if not isinstance(error, OSError) or error.errno not in _FULL:
         return TrainingError(f"{what} ({error}); {after}")
     free = _free(address)
-    room = "" if free is None else f", {_megabytes(free)} are free, {_megabytes(max(needed - free, 0))} are missing"
+    room = "" if free is None else f", {_size(free)} are free, {_size(max(needed - free, 0))} are missing"
     return TrainingError(
-        f"{what}: no space left. It needs {_megabytes(needed)}{room}. Make room there or lower "
+        f"{what}: no space left. It needs {_size(needed)}{room}. Make room there or lower "
         f"checkpoint.num_to_keep; {after}"
     )
 
@@ -192,5 +192,5 @@ def _free(address: str) -> int | None:
     return shutil.disk_usage(path).free
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB"
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"

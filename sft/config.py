@@ -9,10 +9,10 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from sft.adapter import NAME_PATTERN
@@ -116,10 +116,17 @@ class WorkerRange(Section):
         return self
 
 
+NumWorkers = Annotated[
+    Annotated[PositiveInt, Tag("|number")] | Annotated[WorkerRange, Tag("|range")],
+    Discriminator(lambda value: "|range" if isinstance(value, WorkerRange | Mapping) else "|number"),
+]
+"""A fixed number of workers or a range; the tags are left out of messages."""
+
+
 class ScalingSection(Section):
     """Ray Train's ScalingConfig."""
 
-    num_workers: PositiveInt | WorkerRange = Field(
+    num_workers: NumWorkers = Field(
         1,
         description="Training workers, one GPU each when use_gpu is set; min and max: as many as there is room for.",
     )
@@ -260,7 +267,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    key = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("|"))
     if detail["type"] == "extra_forbidden":
         return f"{key}: no such key{_nearest(key, _keys(model))}"
     if detail["type"] == "missing":

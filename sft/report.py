@@ -119,7 +119,8 @@ def metrics_line(report: StepReport) -> str:
 
 
 def _report(values: dict[str, Any]) -> StepReport:
-    return StepReport(**{key: math.nan if value is None else value for key, value in values.items()})
+    known: dict[str, Any] = {key: math.nan if value is None else value for key, value in values.items()}
+    return StepReport(**known)
 
 
 class _MetricsFile:

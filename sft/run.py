@@ -116,8 +116,8 @@ def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]
     """
     with suppress(ValidationError):
         old = TrainConfig.model_validate(old).model_dump(mode="json")
-    bound = [{key: value for key, value in values.items() if key not in FREE_KEYS} for values in (old, new)]
-    return [change for change in _differences(*bound) if change[0] not in FREE_FIELDS]
+    before, after = ({key: value for key, value in values.items() if key not in FREE_KEYS} for values in (old, new))
+    return [change for change in _differences(before, after) if change[0] not in FREE_FIELDS]
 
 
 def told_changes(changed: Sequence[Change]) -> str:
@@ -129,11 +129,15 @@ def told_changes(changed: Sequence[Change]) -> str:
     )
 
 
-def _differences(old: Any, new: Any, prefix: str = "") -> list[Change]:
+def _differences(old: Any, new: Any, key: str = "") -> list[Change]:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        pairs = [(key, old.get(key), new.get(key)) for key in sorted({*old, *new})]
+        inner = [(name, old.get(name), new.get(name)) for name in sorted({*old, *new})]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(str(place), *pair) for place, pair in enumerate(zip(old, new, strict=True))]
+        inner = [(str(place), *pair) for place, pair in enumerate(zip(old, new, strict=True))]
     else:
-        return [] if old == new else [(prefix, old, new)]
-    return [change for key, *pair in pairs for change in _differences(*pair, f"{prefix}.{key}" if prefix else key)]
+        return [] if old == new else [(key, old, new)]
+    return [
+        change
+        for name, before, after in inner
+        for change in _differences(before, after, f"{key}.{name}" if key else name)
+    ]

@@ -210,7 +210,7 @@ def _fit(
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(workers.min, workers.max) if elastic else workers.max,
+            num_workers=(workers.min, workers.max) if elastic else workers.max,  # type: ignore[arg-type]
             elastic_resize_monitor_interval_s=scaling.resize_interval_s,  # type: ignore[call-arg]
             use_gpu=scaling.use_gpu,
             resources_per_worker=_worker_resources(config),

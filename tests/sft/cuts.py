@@ -7,7 +7,7 @@ trains with bad steps in between, which must leave no trace.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -109,7 +109,11 @@ def whole_gradients(model: LossModel, rows: list[list[Example]]) -> dict[str, Te
     batch = share(alone, 0, 0, 1, len(alone), 1, "padded")
     model.zero_grad()
     (model(**_tensors(batch.micro_batches[0], torch.device("cpu"))) * loss.normaliser(batch.weight, 1)).backward()
-    return {name: parameter.grad.clone() for name, parameter in adapter_parameters(model).items()}
+    return _copied({name: parameter.grad for name, parameter in adapter_parameters(model).items()})
+
+
+def _copied(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {name: gradient.clone() for name, gradient in gradients.items() if gradient is not None}
 
 
 def cut_gradients(engine: Engine, batch: WorkerBatch) -> dict[str, Tensor]:
@@ -126,7 +130,7 @@ def cut_gradients(engine: Engine, batch: WorkerBatch) -> dict[str, Tensor]:
         name: parameter.grad if engine.plan.zero_stage == 0 else safe_get_full_grad(parameter)
         for name, parameter in adapter_parameters(engine.module).items()
     }
-    copied = {name: gradient.clone() for name, gradient in found.items()}
+    copied = _copied(found)
     engine.step()
     return copied
 
