@@ -180,13 +180,22 @@ class Engine:
 
     def _put(self, parameter: nn.Parameter, saved: ParameterState) -> None:
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
 
         if self.plan.zero_stage == 3:
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.data.copy_(saved.value)
-        else:
-            parameter.data.copy_(saved.value)
+            # Not `safe_set_full_*`: they fail where the workers' number does not divide the parameter's size.
+            safe_set_local_fp32_param(parameter, self._part(saved.value, parameter))
+            for key, moment in saved.moments.items():
+                safe_set_local_optimizer_state(parameter, self._part(moment, parameter), key)
+            return
+        parameter.data.copy_(saved.value)
         if self.plan.zero_stage == 0:
             for key, moment in saved.moments.items():
                 self._optimizer.state[parameter][key].copy_(moment)
@@ -195,6 +204,14 @@ class Engine:
         safe_set_full_fp32_param(parameter, saved.value.to(self.device))
         for key, moment in saved.moments.items():
             safe_set_full_optimizer_state(parameter, moment.to(self.device), key)
+
+    def _part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+        """This worker's part of a parameter under ZeRO-3, which fills the last part up with zeros."""
+        shard: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        size = shard.numel()
+        flat = whole.flatten().to(self.device)
+        padded = torch.nn.functional.pad(flat, (0, size * self.workers - len(flat)))
+        return padded.narrow(0, size * torch.distributed.get_rank(), size)
 
     def _clip(self, parameters: list[nn.Parameter]) -> None:
         limit = self.plan.max_grad_norm or float("inf")
