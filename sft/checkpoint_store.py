@@ -71,7 +71,7 @@ class CheckpointStore:
                 found = self.fetch(name, work)
             except CheckpointError as error:
                 self._damaged.add(name)
-                faults.append(str(error))
+                faults.append(str(error).replace(str(work), self._address))  # not the copy, which will be gone
                 continue
             _check_owner(f"{self._address}/{name}", found.run, fingerprints, config)
             for fault in faults:

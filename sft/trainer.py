@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
@@ -297,7 +298,7 @@ def _bundle(
                 "data_fingerprint": counted.fingerprint,
                 "metrics": {
                     "steps": run.step,
-                    "loss": reporter.last.loss if reporter.last else None,
+                    "loss": reporter.last.loss if reporter.last and math.isfinite(reporter.last.loss) else None,
                     "tokens_per_s": reporter.tokens / max(reporter.seconds, 1e-9),
                     "trained_tokens_per_s": reporter.trained_tokens / max(reporter.seconds, 1e-9),
                 },
