@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sft.mask import UNTRAINED, Example
+from sft.trace import trace
 
 Layout = Literal["packed", "padded"]
 Matrix = npt.NDArray[np.int64]
@@ -45,7 +46,8 @@ class WorkerBatch:
 
     Rule: every worker of a step has the same number of micro-batches; `trained_tokens`, `weight` (the sum of the
     labels' weights) and `tokens` are those of the whole global batch. `before` and `after` say how many epochs are done
-    before and after it, such as 1.25; where an epoch's size is not known, both are the epoch's number.
+    before and after it, such as 1.25; where an epoch's size is not known, both are the epoch's number. `row_ids` are
+    those of this worker's micro-batches; `trace` tells which rows the whole global batch holds (`sft.trace`).
     """
 
     epoch: int
@@ -56,7 +58,8 @@ class WorkerBatch:
     tokens: int
     before: float
     after: float
-    row_ids: tuple[str, ...]
+    row_ids: tuple[tuple[str, ...], ...]
+    trace: int
 
 
 def deal(lengths: Sequence[int], workers: int, micro_batch_size: int, steps: int) -> list[list[list[int]]]:
@@ -152,7 +155,8 @@ def worker_batch(
         tokens=sum(lengths),
         before=before,
         after=after,
-        row_ids=tuple(example.id for part in mine for example in part),
+        row_ids=tuple(tuple(example.id for example in part) for part in mine),
+        trace=trace(example.id for row in rows for example in row),
     )
 
 

@@ -2,12 +2,13 @@
 
 Weights and moments are whole tensors by PEFT name, so any number of workers and any ZeRO stage can read them.
 `adapter_config.json` and `adapter_model.safetensors` are an ordinary PEFT adapter. No random state is kept: each
-step's generator is seeded by (seed, step, worker). The manifest, with the hash of every file, is written last: a
-folder without a matching manifest is not a checkpoint.
+step's generator is seeded by (seed, step, worker). `metrics.jsonl` tells of all steps so far. The manifest, with the
+hash of every file, is written last: a folder without a matching manifest is not a checkpoint.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -26,6 +27,7 @@ from sft.errors import CheckpointError
 MANIFEST = "manifest.json"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,8 @@ class RunState:
 
     Rule: `step` counts finished optimizer steps; `epoch` and `epoch_step` name the next step to train (the next
     epoch's first, where this one has no such step), which is the data position: the order of an epoch is a function of
-    (seed, epoch) alone.
+    (seed, epoch) alone. `skipped` counts the finished steps in which the optimizer took none; `finished` says that the
+    run has no next step.
     """
 
     step: int
@@ -52,6 +55,8 @@ class RunState:
     seed: int
     fingerprints: Fingerprints
     config: dict[str, Any]
+    skipped: int = 0
+    finished: bool = False
 
 
 class _Manifest(BaseModel):
@@ -62,20 +67,33 @@ class _Manifest(BaseModel):
 
 
 def write_checkpoint(
-    folder: Path, run: RunState, parameters: Mapping[str, ParameterState], peft_config: Mapping[str, Any]
+    folder: Path,
+    run: RunState,
+    parameters: Mapping[str, ParameterState],
+    peft_config: Mapping[str, Any],
+    metrics: bytes = b"",
 ) -> None:
-    """Writes a checkpoint into an empty folder, manifest last."""
+    """Writes a checkpoint into an empty folder, manifest last.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     values = {name: state.value.contiguous() for name, state in parameters.items()}
     moments = {
         f"{name}/{key}": moment.contiguous()
         for name, state in parameters.items()
         for key, moment in state.moments.items()
     }
-    save_file(values, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    save_file(moments, folder / OPTIMIZER)
+    try:
+        save_file(values, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        save_file(moments, folder / OPTIMIZER)
+    except SafetensorError as error:  # its own words for every OSError
+        full = "os error 28" in str(error)
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from None
     (folder / ADAPTER_CONFIG).write_text(json.dumps(dict(peft_config), indent=1, sort_keys=True), encoding="utf-8")
     (folder / STATE).write_text(json.dumps(asdict(run), indent=1), encoding="utf-8")
-    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, OPTIMIZER, STATE)
+    (folder / METRICS).write_bytes(metrics)
+    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, OPTIMIZER, STATE, METRICS)
     manifest = _Manifest(format=1, files={name: hash_file(folder / name) for name in names})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
@@ -105,6 +123,11 @@ def verify_checkpoint(folder: Path) -> RunState:
         return RunState(**{**state, "fingerprints": Fingerprints(**state["fingerprints"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / STATE}: not a run's state ({error})") from None
+
+
+def read_metrics(folder: Path) -> bytes:
+    """Reads what a verified checkpoint tells of the steps so far, as JSON lines."""
+    return (folder / METRICS).read_bytes()
 
 
 def read_parameters(folder: Path) -> dict[str, ParameterState]:

@@ -54,14 +54,23 @@ def connect(address: str | None, *, num_cpus: int | None, needed_cpus: float) ->
     return False
 
 
-def shortage(wanted: dict[str, float]) -> str | None:
-    """What the cluster lacks of these resources at present, in words; None where nothing is lacking."""
+def shortage(workers: int, each: dict[str, float]) -> str | None:
+    """What the cluster's nodes lack at present to hold these workers, in words; None where nothing is lacking.
+
+    Args:
+        workers: their number.
+        each: resources of one worker, which must be on one node.
+    """
     import ray
 
-    have = ray.cluster_resources()
-    short = [
-        f"{amount:g} {name} (the cluster has {have.get(name, 0):g})"
-        for name, amount in wanted.items()
-        if amount > have.get(name, 0)
-    ]
-    return ", ".join(short) or None
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(int(min(node.get(name, 0.0) / amount for name, amount in each.items())) for node in nodes)
+    if room >= workers:
+        return None
+    asked = ", ".join(f"{amount * workers:g} {name}" for name, amount in each.items())
+    one = ", ".join(f"{amount:g} {name}" for name, amount in each.items())
+    have = ", ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {name}" for name in each)
+    return (
+        f"{workers} worker(s) with {one} each, {asked} together; the cluster has {have} on {len(nodes)} node(s), "
+        f"which is room for {room}"
+    )

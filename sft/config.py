@@ -9,10 +9,10 @@ import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Discriminator, Field, PositiveInt, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from sft.adapter import NAME_PATTERN
@@ -77,6 +77,9 @@ class TrainSection(Section):
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0 switches clipping off.")
     seed: int = Field(0, ge=0, description="Seed of initialisation, dropout and data order.")
+    on_bad_loss: Literal["stop", "skip"] = Field(
+        "stop", description="What a step without a finite loss and gradient does: stop the run, or be left out of it."
+    )
 
     @property
     def whole_epochs(self) -> int | None:
@@ -100,16 +103,48 @@ class DeepSpeedSection(Section):
     offload_parameters: bool = Field(False, description="Keep sharded weights in host memory (stage 3).")
 
 
+class WorkerRange(Section):
+    """A number of workers that follows the cluster."""
+
+    min: int = Field(gt=0, description="Fewest workers to train with; below, the run waits.")
+    max: int = Field(gt=0, description="Most workers to train with.")
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is above max {self.max}")
+        return self
+
+
+NumWorkers = Annotated[
+    Annotated[PositiveInt, Tag("|number")] | Annotated[WorkerRange, Tag("|range")],
+    Discriminator(lambda value: "|range" if isinstance(value, WorkerRange | Mapping) else "|number"),
+]
+"""A fixed number of workers or a range; the tags are left out of messages."""
+
+
 class ScalingSection(Section):
     """Ray Train's ScalingConfig."""
 
-    num_workers: int = Field(1, gt=0, description="Training workers; one GPU each when use_gpu is set.")
+    num_workers: NumWorkers = Field(
+        1,
+        description="Training workers, one GPU each when use_gpu is set; min and max: as many as there is room for.",
+    )
+    resize_interval_s: float = Field(
+        60.0, gt=0, description="With min and max: how often to look for room, as a resize repeats steps."
+    )
     use_gpu: bool = Field(False, description="Train on GPUs (nccl) rather than CPUs (gloo).")
     cpus_per_worker: float = Field(1.0, gt=0, description="Logical CPUs that each worker reserves.")
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = Field(
         "PACK", description="How Ray places workers on nodes."
     )
     resource_timeout_s: float = Field(600.0, gt=0, description="How long to wait for the workers' resources.")
+
+    @property
+    def workers(self) -> WorkerRange:
+        """Fewest and most workers."""
+        number = self.num_workers
+        return number if isinstance(number, WorkerRange) else WorkerRange(min=number, max=number)
 
 
 class FailureSection(Section):
@@ -167,11 +202,11 @@ class TrainConfig(Section):
             faults.append("model.attention flash_attention_2 needs scaling.use_gpu: use sdpa on CPU")
         if self.alias is not None and self.registry is None:
             faults.append("alias needs a registry: set registry, or leave alias out")
-        smallest = self.train.global_batch_size // self.scaling.num_workers
-        if smallest == 0:
+        most = self.scaling.workers.max
+        if self.train.global_batch_size < most:
             faults.append(
-                f"train.global_batch_size {self.train.global_batch_size} is smaller than scaling.num_workers "
-                f"{self.scaling.num_workers}: every worker needs a row"
+                f"train.global_batch_size {self.train.global_batch_size} is smaller than scaling.num_workers {most}: "
+                "every worker needs a row"
             )
         if faults:
             raise ValueError("; ".join(faults))
@@ -232,7 +267,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fault(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    key = ".".join(str(part) for part in detail["loc"] if not str(part).startswith("|"))
     if detail["type"] == "extra_forbidden":
         return f"{key}: no such key{_nearest(key, _keys(model))}"
     if detail["type"] == "missing":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sft.errors import CheckpointError
+from sft.errors import CheckpointError, TrainingError
 from sft.mask import UNTRAINED
 from sft.model import adapter_parameters
 
@@ -144,6 +145,7 @@ class Engine:
 
         Raises:
             CheckpointError: the state is of other parameters.
+            TrainingError: the frozen weights are not finite.
         """
         own = adapter_parameters(self.module)
         if {name: tuple(_shape(parameter)) for name, parameter in own.items()} != {
@@ -178,16 +180,27 @@ class Engine:
             self.step()
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+        if not self._base_optimizer.state:  # a gradient of zero that is not finite
+            raise TrainingError("the model's weights are not finite: look at the base model's files")
 
     def _put(self, parameter: nn.Parameter, saved: ParameterState) -> None:
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+        from deepspeed.utils import (
+            safe_set_full_fp32_param,
+            safe_set_full_optimizer_state,
+            safe_set_local_fp32_param,
+            safe_set_local_optimizer_state,
+        )
 
         if self.plan.zero_stage == 3:
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
                 parameter.data.copy_(saved.value)
-        else:
-            parameter.data.copy_(saved.value)
+            # Not `safe_set_full_*`: they fail where the workers' number does not divide the parameter's size.
+            safe_set_local_fp32_param(parameter, self._part(saved.value, parameter))
+            for key, moment in saved.moments.items():
+                safe_set_local_optimizer_state(parameter, self._part(moment, parameter), key)
+            return
+        parameter.data.copy_(saved.value)
         if self.plan.zero_stage == 0:
             for key, moment in saved.moments.items():
                 self._optimizer.state[parameter][key].copy_(moment)
@@ -197,9 +210,21 @@ class Engine:
         for key, moment in saved.moments.items():
             safe_set_full_optimizer_state(parameter, moment.to(self.device), key)
 
+    def _part(self, whole: Tensor, parameter: nn.Parameter) -> Tensor:
+        """This worker's part of a parameter under ZeRO-3, which fills the last part up with zeros."""
+        shard: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
+        size = shard.numel()
+        flat = whole.flatten().to(self.device)
+        padded = torch.nn.functional.pad(flat, (0, size * self.workers - len(flat)))
+        return padded.narrow(0, size * torch.distributed.get_rank(), size)
+
     def _clip(self, parameters: list[nn.Parameter]) -> None:
         limit = self.plan.max_grad_norm or float("inf")
         self._norm = float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+        if not math.isfinite(self._norm):
+            # ZeRO leaves such a step out by itself; AdamW does where there is no gradient.
+            for parameter in parameters:
+                parameter.grad = None
 
     def _value(self, parameter: nn.Parameter) -> Tensor:
         from deepspeed.utils import safe_get_full_fp32_param
@@ -210,12 +235,13 @@ class Engine:
     def _moment(self, parameter: nn.Parameter, key: str) -> Tensor:
         from deepspeed.utils import safe_get_full_optimizer_state
 
+        if not self._base_optimizer.state:  # no step was taken yet
+            return torch.zeros(_shape(parameter))
         if self.plan.zero_stage == 0:
-            moment = self._optimizer.state[parameter].get(key) if parameter in self._optimizer.state else None
+            moment = self._optimizer.state[parameter][key]
         else:
             moment = safe_get_full_optimizer_state(parameter, key)
-        if not isinstance(moment, Tensor):  # no step was taken yet
-            return torch.zeros(_shape(parameter))
+        assert isinstance(moment, Tensor)
         return moment.detach().float().cpu().clone()
 
 

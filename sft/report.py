@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from sft import storage
 from sft.loop import StepReport
@@ -21,6 +22,8 @@ WINDOW = 20
 class Reporter:
     """Takes the reports of a run's steps, one after the other, and tells of them.
 
+    A worker group that was restarted trains some steps again; what it says of them takes the place of what was said.
+
     Args:
         metrics: address of the JSON-lines file; every step is one line.
         say: prints a line.
@@ -29,25 +32,48 @@ class Reporter:
     def __init__(self, metrics: str, say: Callable[[str], None]) -> None:
         self._say = say
         self._metrics = _MetricsFile(metrics)
-        self._recent: deque[StepReport] = deque(maxlen=WINDOW)
+        self._steps: list[StepReport] = []
         self._said = float("-inf")
-        self.last: StepReport | None = None
-        self.tokens = 0
-        self.trained_tokens = 0
-        self.seconds = 0.0
+
+    @property
+    def last(self) -> StepReport | None:
+        """The newest step."""
+        return self._steps[-1] if self._steps else None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all steps of the run."""
+        return sum(step.tokens for step in self._steps)
+
+    @property
+    def trained_tokens(self) -> int:
+        """Trained tokens of all steps of the run."""
+        return sum(step.trained_tokens for step in self._steps)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all steps of the run."""
+        return sum(step.seconds for step in self._steps)
+
+    def go_on(self, metrics: bytes) -> None:
+        """Takes up the metrics that a checkpoint holds, in place of what the file holds."""
+        self._steps = [_report(json.loads(line)) for line in metrics.splitlines()]
+        self._metrics.rewrite(self._steps)
 
     def step(self, report: StepReport) -> None:
         """Records a step, and prints a line if one is due."""
-        self.last = report
-        self._recent.append(report)
-        self.tokens += report.tokens
-        self.trained_tokens += report.trained_tokens
-        self.seconds += report.seconds
-        self._metrics.append(asdict(report))
+        repeated = bool(self._steps) and self._steps[-1].step >= report.step
+        while self._steps and self._steps[-1].step >= report.step:
+            self._steps.pop()
+        self._steps.append(report)
+        if repeated:
+            self._metrics.rewrite(self._steps)
+        else:
+            self._metrics.append(report)
         now = time.monotonic()
         if report.step in (1, report.total_steps) or now - self._said >= LINE_SECONDS:
             self._said = now
-            self._say(progress_line(report, list(self._recent)))
+            self._say(progress_line(report, self._steps[-WINDOW:]))
 
     def close(self) -> None:
         """Writes what is not yet written."""
@@ -83,6 +109,20 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{second:02}" if hours else f"{minutes}:{second:02}"
 
 
+def metrics_line(report: StepReport) -> str:
+    """A step as a line of JSON; JSON has no NaN and no infinity, so such a number is null."""
+    values = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in asdict(report).items()
+    }
+    return json.dumps(values, allow_nan=False) + "\n"
+
+
+def _report(values: dict[str, Any]) -> StepReport:
+    known: dict[str, Any] = {key: math.nan if value is None else value for key, value in values.items()}
+    return StepReport(**known)
+
+
 class _MetricsFile:
     """JSON lines at an address. Object stores cannot append, so there the whole file is written again now and then."""
 
@@ -93,18 +133,24 @@ class _MetricsFile:
         self._local = Path(address) if "://" not in address else None
         self._lines: list[str] = []
         self._written = time.monotonic()
+
+    def append(self, report: StepReport) -> None:
+        line = metrics_line(report)
         if self._local is not None:
             self._local.parent.mkdir(parents=True, exist_ok=True)
-
-    def append(self, record: dict[str, object]) -> None:
-        line = json.dumps(record) + "\n"
-        if self._local is not None:
             with self._local.open("a", encoding="utf-8") as file:
                 file.write(line)
             return
         self._lines.append(line)
         if time.monotonic() - self._written >= self.REWRITE_SECONDS:
             self.flush()
+
+    def rewrite(self, reports: Sequence[StepReport]) -> None:
+        """Begins anew with these steps."""
+        lines = [metrics_line(report) for report in reports]
+        storage.write(self._address, "".join(lines).encode())
+        if self._local is None:
+            self._lines = lines
 
     def flush(self) -> None:
         if self._local is None and self._lines:

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from sft import storage
 from sft.config import TrainConfig
 from sft.errors import TrainingError
 
 FREE_KEYS = ("registry", "alias", "storage", "scaling", "failure", "checkpoint", "ray", "deepspeed")
-"""Keys of a config that may change when a run goes on: they do not change what is trained."""
+"""Sections of a config that may change when a run goes on: they do not change what is trained."""
+FREE_FIELDS = ("train.micro_batch_size", "train.on_bad_loss", "model.gradient_checkpointing")
+"""Fields of other sections that may change, too: they cut the same work into other pieces."""
+Change = tuple[str, Any, Any]
+"""A key, its old and its new value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +87,10 @@ def check_run(config: TrainConfig) -> bool:
     values = config.model_dump(mode="json")
     before = storage.read(run_folder(config).config)
     if before is not None:
-        changed = _differences(yaml.safe_load(before), values)
+        changed = changed_keys(yaml.safe_load(before), values)
         if changed:
-            shown = "\n".join(f"  - {key}: was {old!r}, now {new!r}" for key, old, new in changed)
             raise TrainingError(
-                f"run {config.name} exists in {config.storage} with another config:\n{shown}\n"
-                "Choose another `name`, or take the fields back to go on with that run."
+                f"run {config.name} exists in {config.storage} with another config:\n{told_changes(changed)}"
             )
     return before is not None
 
@@ -103,14 +107,10 @@ def fetch_bundle(folder: RunFolder) -> Path | None:
 
 
 def keep_bundle(folder: RunFolder, made: Path) -> Path:
-    """Moves a freshly made bundle into the run's folder; returns where it can be read locally."""
-    if "://" in folder.bundle:
-        storage.upload(made, folder.bundle, last="bundle.json")
-        return made
-    target = Path(folder.bundle)
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.move(made, target)
-    return target
+    """Copies a freshly made bundle into the run's folder; returns where it can be read locally."""
+    storage.remove(folder.bundle)  # half of one, from a run that was stopped here
+    storage.upload(made, folder.bundle, last="bundle.json")
+    return made if "://" in folder.bundle else Path(folder.bundle)
 
 
 def save_json(address: str, values: dict[str, Any]) -> None:
@@ -118,14 +118,36 @@ def save_json(address: str, values: dict[str, Any]) -> None:
     storage.write(address, (json.dumps(values, indent=1) + "\n").encode())
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
-    found: list[tuple[str, Any, Any]] = []
-    for key in sorted({*old, *new}):
-        if not prefix and key in FREE_KEYS:
-            continue
-        before, after = old.get(key), new.get(key)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{prefix}{key}.")
-        elif before != after:
-            found.append((f"{prefix}{key}", before, after))
-    return found
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """What differs between two resolved configs that a run may not change on its way.
+
+    The learning rate follows the share of the run that is done, so the length of a run is part of it, too. Keys that
+    the old config does not know, being older than they, had their default.
+    """
+    with suppress(ValidationError):
+        old = TrainConfig.model_validate(old).model_dump(mode="json")
+    before, after = ({key: value for key, value in values.items() if key not in FREE_KEYS} for values in (old, new))
+    return [change for change in _differences(before, after) if change[0] not in FREE_FIELDS]
+
+
+def told_changes(changed: Sequence[Change]) -> str:
+    """Changes, one a line, and what to do about them."""
+    shown = "\n".join(f"  - {key}: was {old!r}, now {new!r}" for key, old, new in changed)
+    length = any(key in ("train.epochs", "train.max_steps") for key, _, _ in changed)
+    return f"{shown}\nChoose another `name`, or take the fields back to go on with that run." + (
+        " Its learning rate was planned for its length, so a longer run is another one." if length else ""
+    )
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[Change]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        inner = [(name, old.get(name), new.get(name)) for name in sorted({*old, *new})]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        inner = [(str(place), *pair) for place, pair in enumerate(zip(old, new, strict=True))]
+    else:
+        return [] if old == new else [(key, old, new)]
+    return [
+        change
+        for name, before, after in inner
+        for change in _differences(before, after, f"{key}.{name}" if key else name)
+    ]

@@ -148,7 +148,7 @@ def _hint(address: str) -> str:
 
 
 def write(address: str, content: bytes) -> None:
-    """Writes a small file whole, making the folders above it.
+    """Writes a small file whole or not at all, making the folders above it.
 
     Raises:
         StorageError: it cannot be written.
@@ -156,8 +156,12 @@ def write(address: str, content: bytes) -> None:
     filesystem, path = resolve(address)
     try:
         filesystem.create_dir(path.rsplit("/", 1)[0], recursive=True)
-        with filesystem.open_output_stream(path) as stream:
+        # An object appears when it is complete; a file must be made to.
+        part = f"{path}.part" if isinstance(filesystem, LocalFileSystem) else path
+        with filesystem.open_output_stream(part) as stream:
             stream.write(content)
+        if part != path:
+            filesystem.move(part, path)
     except OSError as error:
         raise StorageError(f"{address}: cannot be written ({error})") from None
 
@@ -215,6 +219,35 @@ def delete(address: str) -> None:
         raise StorageError(f"{address}: cannot be deleted ({error})") from None
 
 
+def folders(address: str) -> list[str]:
+    """Names of the folders in a folder, sorted; none where it is not there.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    filesystem, path = resolve(address)
+    try:
+        entries: list[FileInfo] = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    except faults(address) as error:
+        raise StorageError(f"{address}: cannot be listed ({error})") from None
+    return sorted(entry.base_name for entry in entries if entry.type is FileType.Directory)
+
+
+def remove(address: str) -> None:
+    """Removes a folder and all in it, if it is there.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    filesystem, path = resolve(address)
+    try:
+        filesystem.delete_dir(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{address}: cannot be removed ({error})") from None
+
+
 def upload(folder: Path, address: str, *, last: str) -> None:
     """Copies a local folder's files to an address; the file named `last` is written after all others.
 
@@ -228,7 +261,7 @@ def upload(folder: Path, address: str, *, last: str) -> None:
         for name in names:
             copy_files(str(folder / name), f"{path}/{name}", LocalFileSystem(), filesystem)
     except OSError as error:
-        raise StorageError(f"{address}: cannot be written ({error})") from None
+        raise StorageError(f"{address}: cannot be written ({error})") from error
 
 
 def download(address: str, folder: Path) -> None:

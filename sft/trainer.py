@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sft import storage
 from sft.adapter import (
@@ -23,18 +22,20 @@ from sft.adapter import (
     write_bundle,
 )
 from sft.base import BaseTokenizer, locate, read_template
-from sft.checkpoint import Fingerprints, verify_checkpoint
+from sft.checkpoint import Fingerprints, read_metrics, verify_checkpoint
+from sft.checkpoint_store import CheckpointStore
 from sft.cluster import connect, shortage
 from sft.config import TrainConfig, TrainSection
 from sft.data import DataPlan, here, on_ray, plan_data, prepare_rows
 from sft.errors import ConfigError, RaysftError, TrainingError
+from sft.failures import failures, stop_at_faults, translated, user_fault
 from sft.feed import FeedPlan
-from sft.loop import StepReport
+from sft.listener import Listener
 from sft.model import LoraPlan, ModelPlan
 from sft.report import Reporter, clock
 from sft.run import RunFolder, fetch_bundle, keep_bundle, open_run, save_json
 from sft.selection import Epochs, Selection, needs_all_rows, select
-from sft.survey import Survey
+from sft.survey import Survey, survey
 from sft.tokens import encode
 from sft.worker import WorkerJob, feed_actor, train_worker
 
@@ -82,11 +83,13 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     started = connect(
         config.ray.address,
         num_cpus=config.ray.num_cpus,
-        needed_cpus=scaling.num_workers * scaling.cpus_per_worker + 2,
+        needed_cpus=scaling.workers.max * scaling.cpus_per_worker + 2,
     )
-    lacking = shortage(_resources(config))
+    lacking = shortage(scaling.workers.min, _worker_resources(config))
     if lacking and started:
         raise ConfigError("scaling", [f"the run needs {lacking}; lower scaling.num_workers or raise ray.num_cpus"])
+    if lacking:
+        say(f"the run needs {lacking}; waiting for more, at most {scaling.resource_timeout_s:g} s")
     selection = None
     if config.train.whole_epochs or needs_all_rows(config.data):
         selection = _select(plan, folder, config, say)
@@ -96,9 +99,8 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     prints = Fingerprints(base_fingerprint(base), tokenizer.template.fingerprint, data)
     reporter = Reporter(folder.metrics, say)
     epochs = Epochs(selection.plan if selection else plan, config.train.seed, selection)
-    checkpoint, counted = _fit(config, epochs, tokenizer, prints, folder, reporter, say)
-    with checkpoint.as_directory() as local:
-        bundle = _bundle(Path(local), config, tokenizer, prints, counted, reporter, folder)
+    with tempfile.TemporaryDirectory(prefix="raysft-run-") as work:
+        bundle = _train(config, epochs, tokenizer, prints, folder, reporter, say, Path(work))
     seconds = time.perf_counter() - begin
     say(f"trained in {clock(seconds)}; bundle in {folder.bundle}")
     return _result(bundle, folder, seconds, reused=False)
@@ -112,7 +114,7 @@ def _select(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) ->
     except RaysftError:
         raise
     except Exception as error:
-        raise _translated(error, "the data could not be prepared") from None
+        raise translated(error, "the data could not be prepared") from None
     save_json(folder.survey, {**selection.survey.to_dict(), "hold_out": selection.hold_out.to_dict()})
     say(_told(selection.survey, folder))
     if selection.mixed:
@@ -140,6 +142,33 @@ def _told(counted: Survey, folder: RunFolder) -> str:
     )
 
 
+def _train(
+    config: TrainConfig,
+    epochs: Epochs,
+    tokenizer: BaseTokenizer,
+    prints: Fingerprints,
+    folder: RunFolder,
+    reporter: Reporter,
+    say: Say,
+    work: Path,
+) -> Path:
+    """Goes on from the newest checkpoint to the last one, and makes the bundle of it."""
+    store, values = CheckpointStore(folder.address), config.model_dump(mode="json")
+    found = store.newest(prints, values, work, lambda _: None)  # the workers look, too, and tell
+    reporter.go_on(read_metrics(found.folder) if found else b"")
+    selection = epochs.selection
+    if found is None or not found.run.finished:
+        counted = _fit(config, epochs, tokenizer, prints, folder, reporter, say)
+        found = store.newest(prints, values, work, say)
+    elif selection is not None:
+        counted = selection.survey
+    else:
+        counted = survey(on_ray(epochs.plan, prepare_rows))
+    if found is None or not found.run.finished:
+        raise TrainingError(f"run {config.name} ended without its last checkpoint; nothing was published")
+    return _bundle(found.folder, config, tokenizer, prints, counted, reporter, folder)
+
+
 def _fit(
     config: TrainConfig,
     epochs: Epochs,
@@ -148,16 +177,20 @@ def _fit(
     folder: RunFolder,
     reporter: Reporter,
     say: Say,
-) -> tuple[Any, Survey]:
-    """Runs the worker group; returns Ray Train's last checkpoint, and what the data held as far as it was read."""
+) -> Survey:
+    """Runs the worker group; returns what the data held as far as it was read."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    scaling = config.scaling
+    scaling, workers = config.scaling, config.scaling.workers
+    elastic = workers.min < workers.max
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scaling.resource_timeout_s)
-    reports = Queue(actor_options={"num_cpus": 0})
+    # What the workers tell must outlive their nodes.
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
     selection = epochs.selection
     limit = config.data.max_bad_fraction if selection is None else None
     feed = feed_actor(epochs, _feed_plan(config, tokenizer, selection.examples if selection else None), limit)
@@ -169,6 +202,7 @@ def _fit(
         save_every=config.checkpoint.every_steps,
         fingerprints=prints,
         run_address=folder.address,
+        num_to_keep=config.checkpoint.num_to_keep,
         feed=feed,
         reports=reports,
     )
@@ -177,7 +211,8 @@ def _fit(
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=scaling.num_workers,
+            num_workers=(workers.min, workers.max) if elastic else workers.max,  # type: ignore[arg-type]
+            elastic_resize_monitor_interval_s=scaling.resize_interval_s,  # type: ignore[call-arg]
             use_gpu=scaling.use_gpu,
             resources_per_worker=_worker_resources(config),
             placement_strategy=scaling.placement_strategy,
@@ -189,17 +224,21 @@ def _fit(
                 max_failures=config.failure.max_failures,
                 controller_failure_limit=max(config.failure.max_failures, 0),  # type: ignore[call-arg]
             ),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.num_to_keep),
+            callbacks=[stop_at_faults()],
         ),
     )
     say(
         f"training {_length(config.train)} with {config.train.global_batch_size} {_ROWS[config.train.layout]} a step "
-        f"on {scaling.num_workers} {'GPU' if scaling.use_gpu else 'CPU'} worker(s), "
+        f"on {f'{workers.min} to ' if elastic else ''}{workers.max} {'GPU' if scaling.use_gpu else 'CPU'} worker(s), "
         f"ZeRO stage {config.deepspeed.zero_stage}"
     )
-    listener = _Listener(reports, reporter)
+
+    def lacking() -> str | None:
+        return shortage(workers.min, _worker_resources(config))
+
+    listener = Listener(reports, reporter, say, lacking, scaling.resource_timeout_s if elastic else None)
     try:
-        result = trainer.fit()
+        trainer.fit()
         if selection is not None:
             counted = selection.survey
         else:
@@ -209,56 +248,28 @@ def _fit(
                 storage.write(folder.quarantine, counted.quarantine())
             say(_told(counted, folder))
     except (SystemExit, KeyboardInterrupt):
+        if listener.gave_up:
+            raise _no_room(listener.gave_up, config) from None
         say(f"stopping; checkpoints in {folder.address} are whole, and the same command goes on from the last one")
         raise KeyboardInterrupt from None  # Ray Train turns Ctrl-C into SystemExit(0)
     except Exception as error:
-        lacking = shortage(_resources(config))
-        if lacking and reporter.last is None:
-            raise TrainingError(
-                f"the workers did not start within {scaling.resource_timeout_s:g} s: the run needs {lacking}; "
-                "lower scaling.num_workers, use a larger cluster, or raise scaling.resource_timeout_s"
-            ) from None
-        raise _translated(error, f"run {config.name} failed") from None
+        missing = lacking()
+        if missing and user_fault(failures(error)) is None:
+            raise _no_room(missing, config) from None
+        raise translated(error, f"run {config.name} failed") from None
     finally:
         listener.stop()
         ray.kill(feed)
         reports.shutdown(force=True)
         reporter.close()
-    if result.checkpoint is None:
-        raise TrainingError(f"run {config.name} ended without a checkpoint; nothing was published")
-    return result.checkpoint, counted
+    return counted
 
 
-class _Listener:
-    """Hands the workers' step reports to the reporter, in a thread of the driver."""
-
-    def __init__(self, reports: Any, reporter: Reporter) -> None:
-        self._reports = reports
-        self._reporter = reporter
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Ends the thread after what is in the queue."""
-        self._stop.set()
-        self._thread.join(timeout=10)
-
-    def _run(self) -> None:
-        from ray.exceptions import RayError
-        from ray.util.queue import Empty
-
-        while True:
-            stopping = self._stop.is_set()
-            try:
-                report: StepReport = self._reports.get(timeout=0.5)
-            except Empty:
-                if stopping:
-                    return
-            except RayError:
-                return
-            else:
-                self._reporter.step(report)
+def _no_room(lacking: str, config: TrainConfig) -> TrainingError:
+    return TrainingError(
+        f"the workers did not start within {config.scaling.resource_timeout_s:g} s: the run needs {lacking}; "
+        "lower scaling.num_workers, use a larger cluster, or raise scaling.resource_timeout_s"
+    )
 
 
 def _bundle(
@@ -287,7 +298,7 @@ def _bundle(
                 "data_fingerprint": counted.fingerprint,
                 "metrics": {
                     "steps": run.step,
-                    "loss": reporter.last.loss if reporter.last else None,
+                    "loss": reporter.last.loss if reporter.last and math.isfinite(reporter.last.loss) else None,
                     "tokens_per_s": reporter.tokens / max(reporter.seconds, 1e-9),
                     "trained_tokens_per_s": reporter.trained_tokens / max(reporter.seconds, 1e-9),
                 },
@@ -323,22 +334,6 @@ def _result(bundle: Path, folder: RunFolder, seconds: float, *, reused: bool) ->
         seconds=seconds,
         reused=reused,
     )
-
-
-def _translated(error: Exception, what: str) -> RaysftError:
-    """The user's own fault if one is inside a worker's error, else one line with the error's last words."""
-    inner: list[BaseException] = list(getattr(error, "worker_failures", {}).values())
-    controller = getattr(error, "controller_failure", None)
-    candidates = [*inner, *([controller] if controller else []), error]
-    for candidate in candidates:
-        cause: BaseException | None = candidate
-        while cause is not None:
-            if isinstance(cause, RaysftError):
-                return cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
-    last = candidates[0]
-    words = next((line for line in reversed(str(last).strip().splitlines()) if line.strip()), type(last).__name__)
-    return TrainingError(f"{what}: {words.strip()} ({type(last).__name__}; the worker logs have the whole story)")
 
 
 _ROWS = {"packed": "packs", "padded": "examples"}
@@ -381,7 +376,3 @@ def _worker_resources(config: TrainConfig) -> dict[str, float]:
     if config.scaling.use_gpu:
         resources["GPU"] = 1
     return resources
-
-
-def _resources(config: TrainConfig) -> dict[str, float]:
-    return {name: amount * config.scaling.num_workers for name, amount in _worker_resources(config).items()}

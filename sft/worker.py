@@ -7,22 +7,27 @@ import os
 import tempfile
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sft import storage
+import torch.distributed as dist
+
 from sft.batch import WorkerBatch, accumulation_steps
-from sft.checkpoint import MANIFEST, Fingerprints, RunState, read_parameters, verify_checkpoint, write_checkpoint
+from sft.checkpoint import Fingerprints, RunState, read_metrics, read_parameters
+from sft.checkpoint_store import CheckpointStore
 from sft.config import DeepSpeedSection, TrainSection
 from sft.data import epoch_on_ray
 from sft.engine import Engine, EnginePlan
-from sft.errors import CheckpointError, DataError
+from sft.errors import DataError, RaysftError, StorageError
 from sft.feed import BatchFeed, FeedPlan
-from sft.loop import LoopPlan, StepReport, run_loop
+from sft.listener import Notice, Started
+from sft.loop import BadStep, LoopPlan, StepReport, run_loop
 from sft.mask import Example
 from sft.model import LossModel, ModelPlan, build_model, peft_config
+from sft.report import metrics_line
 from sft.rows import examples
+from sft.run import save_json
 from sft.schedule import Cosine
 from sft.selection import Epochs
 from sft.survey import Survey
@@ -46,6 +51,7 @@ class WorkerJob:
     save_every: int | None
     fingerprints: Fingerprints
     run_address: str
+    num_to_keep: int | None
     feed: Any
     reports: Any
 
@@ -102,11 +108,23 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     job: WorkerJob = loop_config["job"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
+    if rank == 0:
+        job.reports.put(Started(workers))
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
     torch.manual_seed(job.train.seed)
     model = build_model(job.model, device=device)
     engine = Engine(model, _engine_plan(job, workers), workers=workers, device=device)
-    start = _resume(job, engine)
+    store = CheckpointStore(job.run_address)
+    start = _resume(job, store, engine, rank)
+    if start.finished:
+        return
+    history = [start.metrics]
+
+    def report(done: StepReport) -> None:
+        if rank == 0:
+            history.append(metrics_line(done).encode())
+            job.reports.put(done)
+
     run_loop(
         engine,
         LoopPlan(
@@ -117,22 +135,32 @@ def train_worker(loop_config: dict[str, Any]) -> None:
             ),
             seed=job.train.seed,
             save_every=job.save_every,
+            on_bad_loss=job.train.on_bad_loss,
         ),
         _batches(job, start, rank, workers),
         rank=rank,
         start=start.step,
-        report=job.reports.put if rank == 0 else _nothing,
-        save=lambda batch, report: _save(job, engine, model, batch, report, rank),
+        skipped=start.skipped,
+        report=report,
+        save=lambda batch, done, last: _save(
+            job, store, engine, model, _run_state(job, batch, done, last), history, rank
+        ),
+        bad=lambda step: _keep_bad(job, step, rank),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """Finished steps, and the next step to train by its epoch and its number in it."""
+    """Finished steps, those of them that were left out, the next step to train by its epoch and its number in it, and
+    what there is to tell of the finished ones.
+    """
 
-    step: int
-    epoch: int
-    epoch_step: int
+    step: int = 0
+    skipped: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    finished: bool = False
+    metrics: bytes = b""
 
 
 def _batches(job: WorkerJob, start: _Start, rank: int, workers: int) -> Iterator[WorkerBatch]:
@@ -156,52 +184,82 @@ def _batches(job: WorkerJob, start: _Start, rank: int, workers: int) -> Iterator
         first = 0
 
 
-def _resume(job: WorkerJob, engine: Engine) -> _Start:
-    """Puts back the last checkpoint if there is one; returns where to go on."""
-    import ray.train
+def _resume(job: WorkerJob, store: CheckpointStore, engine: Engine, rank: int) -> _Start:
+    """Puts back the newest whole checkpoint if there is one; returns where to go on."""
+    with tempfile.TemporaryDirectory(prefix="raysft-resume-") as work:
+        found = None
+        chosen: list[str | RaysftError | None] = [None]
+        if rank == 0:
+            try:
+                found = store.newest(job.fingerprints, job.config, Path(work), lambda text: _tell(job, text))
+                chosen = [found.name if found else None]
+            except RaysftError as error:
+                chosen = [error]
+        if engine.workers > 1:
+            dist.broadcast_object_list(chosen, src=0)
+        if isinstance(chosen[0], RaysftError):
+            raise chosen[0]
+        if chosen[0] is None:
+            return _Start()
+        found = found or store.fetch(chosen[0], Path(work))
+        run = found.run
+        if not run.finished:
+            engine.load_state(read_parameters(found.folder), run.step - run.skipped)
+        if rank == 0:
+            _tell(job, f"going on after step {run.step}")
+        return _Start(run.step, run.skipped, run.epoch, run.epoch_step, run.finished, read_metrics(found.folder))
 
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return _Start(0, 0, 0)
-    with checkpoint.as_directory() as local:
-        run = verify_checkpoint(Path(local))
-        if run.fingerprints != job.fingerprints:
-            raise CheckpointError(
-                f"{checkpoint.path} belongs to another run: its base model, chat template or data differ; "
-                "choose another `name`, or take the data back"
-            )
-        engine.load_state(read_parameters(Path(local)), run.step)
-    return _Start(run.step, run.epoch, run.epoch_step)
+
+def _tell(job: WorkerJob, text: str) -> None:
+    job.reports.put(Notice(text))
 
 
-def _save(job: WorkerJob, engine: Engine, model: LossModel, batch: WorkerBatch, report: StepReport, rank: int) -> None:
-    """Saves a checkpoint; every worker takes part, worker 0 writes."""
+def _run_state(job: WorkerJob, batch: WorkerBatch, done: StepReport, last: bool) -> RunState:
+    return RunState(
+        step=done.step,
+        epoch=batch.epoch,
+        epoch_step=batch.step + 1,
+        seed=job.train.seed,
+        fingerprints=job.fingerprints,
+        config=job.config,
+        skipped=done.skipped,
+        finished=last,
+    )
+
+
+def _save(
+    job: WorkerJob,
+    store: CheckpointStore,
+    engine: Engine,
+    model: LossModel,
+    run: RunState,
+    history: list[bytes],
+    rank: int,
+) -> None:
+    """Keeps a checkpoint; every worker takes part, worker 0 writes."""
     import ray.train
 
     state = engine.state()
-    step = report.step
-    metrics = {"step": step, "loss": report.loss}
-    if rank != 0:
-        ray.train.report(metrics, checkpoint=None)
-        return
-    run = RunState(step, batch.epoch, batch.step + 1, job.train.seed, job.fingerprints, job.config)
-    with tempfile.TemporaryDirectory(prefix="raysft-checkpoint-") as folder:
-        write_checkpoint(Path(folder), run, state, peft_config(model))
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"checkpoint-{step:08d}-{os.getpid()}",
-            checkpoint_upload_fn=lambda made, name: _upload(job, made, name),
-        )
+    if rank == 0:
+        store.keep(run, state, peft_config(model), b"".join(history), job.num_to_keep)
+    # Nobody trains on before the checkpoint is there. Ray need not know it: the run's folder is the record.
+    ray.train.report({"step": run.step})
 
 
-def _upload(job: WorkerJob, made: Any, name: str) -> Any:
-    """Copies a checkpoint to the run's storage with its manifest last, so that half a copy never looks whole."""
-    import ray.train
-
-    address = f"{job.run_address}/{name}"
-    storage.upload(Path(made.path), address, last=MANIFEST)
-    return ray.train.Checkpoint(address)
+def _keep_bad(job: WorkerJob, step: BadStep, rank: int) -> str:
+    """Writes what is known of a bad step; returns where."""
+    address = f"{job.run_address}/bad-step-{step.step}.json"
+    if rank == 0:
+        # JSON has no NaN.
+        told = {**asdict(step), "loss": str(step.loss), "grad_norm": str(step.grad_norm)}
+        try:
+            save_json(address, told)
+        except StorageError as error:
+            address = f"no file: {error}"
+        if job.train.on_bad_loss == "skip":
+            what = f"loss {step.loss} and gradient norm {step.grad_norm}"
+            _tell(job, f"warning: step {step.step} left out for its {what}; the ids of its rows: {address}")
+    return address
 
 
 def _engine_plan(job: WorkerJob, workers: int) -> EnginePlan:
@@ -217,7 +275,3 @@ def _engine_plan(job: WorkerJob, workers: int) -> EnginePlan:
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
     )
-
-
-def _nothing(_: StepReport) -> None:
-    return None

@@ -25,7 +25,7 @@ def test_the_promised_configs_are_there() -> None:
     trains = {path.name: read_config(TrainConfig, path) for path in CONFIGS.glob("*-train.yaml")}
     seven = [config for config in trains.values() if "7B" in config.model.base]
     assert {config.model.quantization for config in seven if config.scaling.num_workers == 1} == {"none", "nf4"}
-    assert any(config.deepspeed.zero_stage == 3 and config.scaling.num_workers > 1 for config in trains.values())
+    assert any(config.deepspeed.zero_stage == 3 and config.scaling.workers.min > 1 for config in trains.values())
     assert all(config.scaling.use_gpu for config in seven)
 
 

@@ -180,5 +180,7 @@ def test_a_run_that_cannot_be_ends_with_one_message_and_no_bundle(
 @pytest.mark.usefixtures("cluster")
 def test_too_many_workers_are_refused_with_what_there_is(tmp_path: Path, tiny_model: Path) -> None:
     scaling = {"num_workers": 6, "cpus_per_worker": 40, "resource_timeout_s": 3}
-    with pytest.raises((ConfigError, TrainingError), match=r"240 CPU \(the cluster has 8\)"):
+    with pytest.raises(
+        (ConfigError, TrainingError), match=r"40 CPU each, 240 CPU together; the cluster has 8 CPU on 1"
+    ):
         train(config(tmp_path, tiny_model, scaling=scaling), lambda _: None)

@@ -1,4 +1,4 @@
-"""Runs training steps in plain processes, as `torchrun` would: `python -m tests.sft.steps RANK WORKERS PORT FOLDER`.
+"""Runs training steps in plain processes, as `torchrun` would; `tests.sft.groups` starts them.
 
 For every ZeRO stage it trains a few steps from the same start and writes losses, gradient norms and the adapter.
 """
@@ -6,8 +6,6 @@ For every ZeRO stage it trains a few steps from the same start and writes losses
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -90,19 +88,21 @@ def train(engine: Engine, rank: int, start: int = 0, stop: int = STEPS, layout: 
     reports: list[StepReport] = []
     plan = LoopPlan(None, STEPS, Cosine(1e-2, 0.0, 1 / STEPS), seed=0, save_every=None)
     with suppress(StopIteration):  # the first half of a run ends before the run does
-        run_loop(engine, plan, batches(), rank=rank, start=start, report=reports.append, save=lambda *_: None)
+        run_loop(
+            engine,
+            plan,
+            batches(),
+            rank=rank,
+            start=start,
+            report=reports.append,
+            save=lambda *_: None,
+            bad=lambda _: "F",
+        )
     return reports
 
 
-def main(rank: int, workers: int, port: int, folder: Path) -> None:
+def main(rank: int, workers: int, folder: Path) -> None:
     """Trains under every stage, and hands the state of stage 0 half-way to every other one."""
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    import deepspeed
-
-    torch.set_num_threads(1)
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     base = folder / "base"
     told: dict[str, Any] = {}
 
@@ -137,7 +137,3 @@ def main(rank: int, workers: int, port: int, folder: Path) -> None:
         told["error"] = str(error)
     if rank == 0:
         (folder / f"{workers}.json").write_text(json.dumps(told))
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sft.batch import Layout, accumulation_steps, collate, deal, worker_batch
 from sft.mask import UNTRAINED, Example
+from sft.trace import trace
 
 
 def example(length: int, trained: int = 1, start: int = 10) -> Example:
@@ -78,9 +79,10 @@ def test_every_example_is_trained_exactly_once_by_one_worker(
         )
         for rank in range(workers)
     ]
-    assert Counter(row for share in shares for row in share.row_ids) == Counter(e.id for e in examples)
+    assert Counter(row for share in shares for part in share.row_ids for row in part) == Counter(e.id for e in examples)
     assert {len(share.micro_batches) for share in shares} == {accumulation}
     trained = sum(int((m.labels != UNTRAINED).sum()) for share in shares for m in share.micro_batches)
     assert {share.trained_tokens for share in shares} == {trained} == {sum(e.trained_tokens for e in examples)}
-    counts = [len(share.row_ids) for share in shares]
+    assert {share.trace for share in shares} == {trace(e.id for e in examples)}
+    counts = [sum(map(len, share.row_ids)) for share in shares]
     assert max(counts) - min(counts) <= 1

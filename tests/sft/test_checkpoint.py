@@ -51,6 +51,7 @@ def test_it_holds_no_frozen_weight_and_no_pickle(checkpoint: Path) -> None:
         "adapter_config.json",
         "adapter_model.safetensors",
         "manifest.json",
+        "metrics.jsonl",
         "optimizer.safetensors",
         "state.json",
     ]

@@ -63,6 +63,13 @@ def test_all_faults_come_at_once() -> None:
         ({"model": {"base": "m", "attention": "flash_attention_2"}}, "use sdpa on CPU"),
         ({"alias": "live"}, "alias needs a registry"),
         ({"train": {"global_batch_size": 1}, "scaling": {"num_workers": 2}}, "every worker needs a row"),
+        (
+            {"train": {"global_batch_size": 3}, "scaling": {"num_workers": {"min": 1, "max": 4}}},
+            "smaller than scaling.num_workers 4: every worker needs a row",
+        ),
+        ({"scaling": {"num_workers": {"min": 3, "max": 2}}}, "scaling.num_workers: min 3 is above max 2"),
+        ({"scaling": {"num_workers": {"min": 3}}}, "scaling.num_workers.max: is missing and has no default"),
+        ({"scaling": {"num_workers": 0}}, "scaling.num_workers: Input should be greater than 0, got 0"),
         ({"train": {"learning_rate": 1e-5, "min_learning_rate": 1e-4}}, "is above learning_rate"),
         ({"data": {"sources": []}}, "name at least one source"),
         ({"data": {"sources": [{"path": "a/x.jsonl"}, {"path": "b/x.jsonl"}]}}, "two sources are called x.jsonl"),

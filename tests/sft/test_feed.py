@@ -31,7 +31,7 @@ def feed(
 
 def step_ids(feed: BatchFeed, epoch: int, step: int, workers: int) -> list[str]:
     shares = [feed.share(epoch, step, rank, workers) for rank in range(workers)]
-    return sorted(row for share in shares if share is not None for row in share.row_ids)
+    return sorted(row for share in shares if share is not None for part in share.row_ids for row in part)
 
 
 @given(rows=st.integers(1, 40), size=st.integers(1, 9), window=st.integers(1, 50), workers=st.integers(1, 3))
@@ -121,7 +121,7 @@ def test_packed_epochs_hold_the_same_rows_in_packs_that_fit(lengths: list[int], 
             break
         for share in shares:
             assert share is not None
-            seen.update(share.row_ids)
+            seen.update(itertools.chain.from_iterable(share.row_ids))
             assert all(micro.input_ids.shape[1] <= 32 for micro in share.micro_batches)
     assert seen == Counter(str(i) for i in range(len(lengths)))
     rows = [tuple(e.id for e in row) for row in training_rows(stream(0), plan, 0)]

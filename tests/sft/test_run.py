@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sft import storage
 from sft.config import TrainConfig
@@ -47,6 +48,51 @@ def test_another_config_under_the_same_name_is_refused_with_the_fields(tmp_path:
         "  - train.seed: was 0, now 4\n"
         "Choose another `name`, or take the fields back to go on with that run."
     )
+
+
+def test_what_cuts_the_same_work_into_other_pieces_may_change(tmp_path: Path) -> None:
+    open_run(config(tmp_path))
+    pieces = {"train": {"micro_batch_size": 1, "on_bad_loss": "skip"}, "checkpoint": {"every_steps": 5}}
+    model = {"base": "m", "gradient_checkpointing": True}
+    open_run(config(tmp_path, **pieces, model=model, scaling={"num_workers": {"min": 1, "max": 2}}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"train": {"seed": 1}}, "train.seed: was 0, now 1"),
+        ({"train": {"layout": "padded"}}, "train.layout: was 'packed', now 'padded'"),
+        ({"train": {"global_batch_size": 8}}, "train.global_batch_size: was 16, now 8"),
+        ({"train": {"warmup_ratio": 0.1}}, "train.warmup_ratio: was 0.03, now 0.1"),
+        ({"lora": {"alpha": 64}}, "lora.alpha: was 32.0, now 64.0"),
+        ({"model": {"base": "m", "dtype": "float32"}}, "model.dtype: was 'auto', now 'float32'"),
+        ({"data": {"sources": [{"path": "y.jsonl"}]}}, "data.sources.0.path: was 'x.jsonl', now 'y.jsonl'"),
+        ({"data": {"sources": [{"path": "x.jsonl"}], "max_length": 9}}, "data.max_length: was 2048, now 9"),
+    ],
+)
+def test_what_is_trained_may_not_change(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
+    open_run(config(tmp_path))
+    with pytest.raises(TrainingError) as caught:
+        open_run(config(tmp_path, **changes))
+    assert str(caught.value).splitlines()[1:] == [
+        f"  - {line}",
+        "Choose another `name`, or take the fields back to go on with that run.",
+    ]
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 3}, {"epochs": 2, "max_steps": 50}])
+def test_a_longer_run_is_another_run(tmp_path: Path, changes: dict[str, int]) -> None:
+    open_run(config(tmp_path, train={"epochs": 2}))
+    with pytest.raises(TrainingError, match=r"learning rate was planned for its length, so a longer run is another"):
+        open_run(config(tmp_path, train=changes))
+
+
+def test_fields_that_are_younger_than_the_run_had_their_default(tmp_path: Path) -> None:
+    folder = open_run(config(tmp_path))
+    saved = yaml.safe_load(storage.read(folder.config) or b"")
+    del saved["train"]["on_bad_loss"], saved["train"]["layout"], saved["scaling"]
+    storage.write(folder.config, yaml.safe_dump(saved).encode())
+    open_run(config(tmp_path))
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
