@@ -9,7 +9,7 @@ import torch
 
 from sft.batch import MicroBatch, collate
 from sft.errors import ModelError
-from sft.model import LoraPlan, LossModel, ModelPlan, adapter_parameters, build_model, peft_config, resolve_dtype
+from sft.model import LoraPlan, LossModel, ModelPlan, build_model, peft_config, resolve_dtype, trained_parameters
 from tests.sft.steps import examples
 
 ROWS = examples(3, 4)
@@ -90,12 +90,12 @@ def test_a_batch_without_trained_tokens_has_loss_zero_and_a_gradient(model: Loss
     )
     loss.backward()
     assert loss.item() == 0.0
-    gradients = [parameter.grad for parameter in adapter_parameters(model).values()]
+    gradients = [parameter.grad for parameter in trained_parameters(model).values()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
 def test_adapter_names_and_config_are_peft_s(model: LossModel) -> None:
-    names = list(adapter_parameters(model))
+    names = list(trained_parameters(model))
     assert names[0] == "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     assert len(names) == 2 * 7 * 2
     config = peft_config(model)
@@ -126,7 +126,7 @@ def test_gradient_checkpointing_gives_the_same_gradient(tiny_model: Path) -> Non
         model(
             torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels), torch.from_numpy(batch.position_ids)
         ).backward()
-        gradients.append([parameter.grad for parameter in adapter_parameters(model).values()])
+        gradients.append([parameter.grad for parameter in trained_parameters(model).values()])
     assert all(
         one is not None and other is not None and torch.allclose(one, other, atol=1e-6)
         for one, other in zip(*gradients, strict=True)
@@ -140,7 +140,7 @@ def test_a_4_bit_base_trains(tiny_model: Path) -> None:
         torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels), torch.from_numpy(batch.position_ids)
     )
     loss.backward()
-    gradients = [p.grad for name, p in adapter_parameters(model).items() if "lora_B" in name]
+    gradients = [p.grad for name, p in trained_parameters(model).items() if "lora_B" in name]
     assert all(gradient is not None and gradient.any() for gradient in gradients)
     assert {type(m).__name__ for m in model.modules() if "4bit" in type(m).__name__} == {"Linear4bit"}
 
