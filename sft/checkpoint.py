@@ -1,7 +1,8 @@
 """A training checkpoint: a folder that holds all that resume needs, and no frozen weight.
 
 Weights and moments are whole tensors by PEFT name, so any number of workers and any ZeRO stage can read them.
-`adapter_config.json` and `adapter_model.safetensors` are an ordinary PEFT adapter. No random state is kept: each
+`adapter_config.json` and `adapter_model.safetensors` are an ordinary PEFT adapter; full tuning, which freezes nothing,
+has `model.safetensors` in their place. No random state is kept: each
 step's generator is seeded by (seed, step, worker). The manifest, with the hash of every file, is written last: a
 folder without a matching manifest is not a checkpoint.
 """
@@ -24,6 +25,7 @@ from sft.engine import MOMENTS, ParameterState
 from sft.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 
@@ -62,20 +64,22 @@ class _Manifest(BaseModel):
 
 
 def write_checkpoint(
-    folder: Path, run: RunState, parameters: Mapping[str, ParameterState], peft_config: Mapping[str, Any]
+    folder: Path, run: RunState, parameters: Mapping[str, ParameterState], peft_config: Mapping[str, Any] | None
 ) -> None:
-    """Writes a checkpoint into an empty folder, manifest last."""
+    """Writes a checkpoint into an empty folder, manifest last; without a PEFT config it is one of full tuning."""
     values = {name: state.value.contiguous() for name, state in parameters.items()}
     moments = {
         f"{name}/{key}": moment.contiguous()
         for name, state in parameters.items()
         for key, moment in state.moments.items()
     }
-    save_file(values, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_file(values, folder / (WEIGHTS if peft_config is None else ADAPTER_WEIGHTS), metadata={"format": "pt"})
     save_file(moments, folder / OPTIMIZER)
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(dict(peft_config), indent=1, sort_keys=True), encoding="utf-8")
+    if peft_config is not None:
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(dict(peft_config), indent=1, sort_keys=True), encoding="utf-8")
     (folder / STATE).write_text(json.dumps(asdict(run), indent=1), encoding="utf-8")
-    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, OPTIMIZER, STATE)
+    adapter = () if peft_config is None else (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
+    names = (*(adapter or (WEIGHTS,)), OPTIMIZER, STATE)
     manifest = _Manifest(format=1, files={name: hash_file(folder / name) for name in names})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
@@ -114,7 +118,7 @@ def read_parameters(folder: Path) -> dict[str, ParameterState]:
         CheckpointError: a tensor is missing.
     """
     try:
-        values: dict[str, Tensor] = load_file(folder / ADAPTER_WEIGHTS)
+        values: dict[str, Tensor] = load_file(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else ADAPTER_WEIGHTS))
         moments: dict[str, Tensor] = load_file(folder / OPTIMIZER)
         return {
             name: ParameterState(value, {key: moments[f"{name}/{key}"] for key in MOMENTS})

@@ -42,19 +42,21 @@ class LossHead(nn.Linear):
         """
         if wanted is None:
             return super().forward(hidden)
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden, weight, bias = (given if given is None else given.to(dtype) for given in (hidden, weight, bias))
+            hidden, weight, bias = hidden.to(dtype), weight.to(dtype), bias if bias is None else bias.to(dtype)
         if not torch.is_grad_enabled():
             weight, bias = weight.detach(), bias if bias is None else bias.detach()
-        summed: Tensor = _HeadLoss.apply(hidden, weight, bias, wanted, weights, max(1, CHUNK // self.out_features))
+        rows = max(1, CHUNK // self.out_features)
+        summed: Tensor = _HeadLoss.apply(hidden, weight, bias, wanted, weights, rows)  # type: ignore[no-untyped-call]
         return summed
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -98,7 +100,7 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
         made = tuple(gradient if gradient is None else gradient.mul_(factor) for gradient in ctx.gradients)
         ctx.gradients = None
         return (*made, None, None, None)

@@ -43,6 +43,7 @@ class WorkerJob:
     config: dict[str, Any]
     deepspeed: DeepSpeedSection
     train: TrainSection
+    plus_ratio: float
     save_every: int | None
     fingerprints: Fingerprints
     run_address: str
@@ -178,7 +179,7 @@ def _save(job: WorkerJob, engine: Engine, model: LossModel, batch: WorkerBatch, 
     """Saves a checkpoint; every worker takes part, worker 0 writes."""
     import ray.train
 
-    state = engine.state()
+    state = engine.state(keep=rank == 0)
     step = report.step
     metrics = {"step": step, "loss": report.loss}
     if rank != 0:
@@ -216,6 +217,7 @@ def _engine_plan(job: WorkerJob, workers: int) -> EnginePlan:
         betas=train.betas,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
+        plus_ratio=job.plus_ratio,
     )
 
 

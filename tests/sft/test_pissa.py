@@ -52,7 +52,7 @@ def test_the_bundle_is_a_plain_lora_on_the_base_that_everybody_has(
     torch.testing.assert_close(logits(model.model), logits(base), rtol=0, atol=1e-6)
     with torch.no_grad():
         for parameter in trained_parameters(model).values():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
     trained = logits(model.model)
     assert (trained - logits(base)).abs().max() > 1e-2
     folder = adapter_folder(model, tmp_path)
