@@ -149,7 +149,7 @@ def test_full_tuning_trains_every_weight_in_float32_under_the_base_s_names(tiny_
     assert all(
         parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in parameters.values()
     )
-    exact = float(build_model(replace(plan(tiny_model), method="full"))(*inputs))
+    exact = build_model(replace(plan(tiny_model), method="full"))(*inputs).item()
     assert loss.item() != exact
     assert loss.item() == pytest.approx(exact, rel=1e-2)
 
@@ -195,7 +195,7 @@ def test_faults_name_what_is_wrong(tiny_model: Path, tmp_path: Path) -> None:
         build_model(replace(plan(tiny_model), base=tmp_path))
     with pytest.raises(ModelError, match="target_modules"):
         build_model(replace(plan(tiny_model), lora=LoraPlan(4, 8, 0.0, ["no_such_module"])))
-    with pytest.raises(ModelError, match="lora_embedding_A.* is no linear module's; name linear modules alone"):
+    with pytest.raises(ModelError, match=r"lora_embedding_A.* is no linear module's; name linear modules alone"):
         build_model(replace(plan(tiny_model), lora=LoraPlan(4, 8, 0.0, ["embed_tokens"])))
 
 
