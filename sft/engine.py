@@ -140,6 +140,7 @@ class Engine:
         Args:
             keep: False on workers that need no copy, which in full tuning is three times the model; they get nothing.
         """
+        self._tie_moments()
         frozen = pissa.frozen_start(self.module)
         states = {}
         for name, parameter in trained_parameters(self.module).items():
@@ -171,6 +172,7 @@ class Engine:
                 "the checkpoint's weights have other modules or another rank than this run's lora section and base"
             )
         self._make_moments()
+        self._tie_moments()
         for name, parameter in own.items():
             self._put(parameter, ParameterState(values[name], state[name].moments))
         for name, parameter in frozen.items():
@@ -198,6 +200,18 @@ class Engine:
             self.step()
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
+
+    def _tie_moments(self) -> None:
+        """Under ZeRO 1 and 2 ties every group's moments to its parameters. DeepSpeed does it once, after the first
+        group's first step, when the other groups have none yet.
+        """
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        if self.plan.zero_stage in (1, 2):
+            zero, state = self._optimizer, self._base_optimizer.state
+            for members, partition in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                if partition in state:
+                    lazy_init_hp_params_optimizer_state(members, partition, state)
 
     def _put(self, parameter: nn.Parameter, saved: ParameterState) -> None:
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
