@@ -23,22 +23,21 @@ _LORA = LoraPlan(4, 8, 0.0, "all-linear")
 
 @dataclass(frozen=True)
 class Method:
-    """A method, the stages it is trained under, and the two halves of a run that stops and goes on."""
+    """A method, and the stages of a run that stops half-way and goes on under another one."""
 
     model: dict[str, Any]
-    stages: tuple[Stage, ...]
     halves: tuple[Stage, Stage]
     plus_ratio: float = 1.0
 
 
 METHODS: dict[str, Method] = {
     "plus": Method(
-        {"lora": replace(_LORA, rslora=True, init="gaussian"), "neftune_alpha": 5.0}, (0, 2, 3), (2, 3), 8.0
+        {"lora": replace(_LORA, rslora=True, init="gaussian"), "neftune_alpha": 5.0}, (2, 0), plus_ratio=8.0
     ),
-    "pissa": Method({"lora": replace(_LORA, init="pissa")}, (0, 3), (3, 1)),
-    "dora": Method({"lora": replace(_LORA, dora=True)}, (0, 2), (2, 0)),
-    "full": Method({"method": "full", "gradient_checkpointing": True}, (0, 2, 3), (3, 2)),
-    "nf4": Method({"quantization": "nf4"}, (0, 2), (2, 0)),
+    "pissa": Method({"lora": replace(_LORA, init="pissa")}, (2, 0)),
+    "dora": Method({"lora": replace(_LORA, dora=True)}, (0, 2)),
+    "full": Method({"method": "full", "gradient_checkpointing": True}, (3, 2)),
+    "nf4": Method({"quantization": "nf4"}, (2, 0)),
 }
 
 
@@ -62,15 +61,16 @@ def make_engine(base: Path, method: Method, stage: Stage, workers: int) -> Engin
 
 
 def train_methods(base: Path, rank: int, workers: int, keep: Keep) -> None:
-    """Trains every method under its stages, and once with a stop half-way."""
+    """Trains every method: with one worker in one go without ZeRO, with more in two halves under two stages."""
     for name, method in METHODS.items():
-        for stage in method.stages:
-            engine = make_engine(base, method, stage, workers)
-            keep(f"{name}-{stage}", engine, train(engine, rank))
+        if workers == 1:
+            engine = make_engine(base, method, 0, workers)
+            keep(name, engine, train(engine, rank))
+            continue
         before, after = method.halves
         first = make_engine(base, method, before, workers)
-        train(first, rank, stop=2)
+        reports = train(first, rank, stop=2)
         half = first.state()
         second = make_engine(base, method, after, workers)
         second.load_state(half, 2)
-        keep(f"{name}-resumed", second, train(second, rank, start=2))
+        keep(name, second, [*reports, *train(second, rank, start=2)])

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.ports import free_port
+from tests.sft.method_steps import METHODS
 
 STAGES = ("stage0-packed", "stage0-padded", "stage1-packed", "stage2-packed", "stage3-packed")
 RESUMED = ("resumed0to2", "resumed2to3", "resumed3to0", "resumed1to1")
@@ -89,30 +90,14 @@ def test_a_loss_that_is_no_number_stops_every_worker_and_names_the_rows(results:
     assert len(rows) == 6 // workers
 
 
-METHODS = {
-    "plus": ("plus-0", "plus-2", "plus-3"),
-    "pissa": ("pissa-0", "pissa-3"),
-    "dora": ("dora-0", "dora-2"),
-    "full": ("full-0", "full-2", "full-3"),
-    "nf4": ("nf4-0", "nf4-2"),
-}
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize(("method", "names"), METHODS.items())
-def test_every_method_is_the_same_under_every_stage_and_number_of_workers(
-    results: Path, workers: int, method: str, names: tuple[str, ...]
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_the_same_in_one_go_and_in_halves_of_other_workers_and_stages(
+    results: Path, method: str
 ) -> None:
-    first = told(results, 1, names[0])
-    whole = adapter(results, 1, names[0])
-    assert min(first["loss"][1:]) < first["loss"][0]
-    for name in names:
-        run = told(results, workers, name)
-        assert run["loss"] == pytest.approx(first["loss"], rel=1e-4)
-        assert run["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-3)
-    resumed = told(results, workers, f"{method}-resumed")
-    assert resumed["loss"] == pytest.approx(first["loss"][2:], rel=1e-4)
-    for name in (*names, f"{method}-resumed"):
-        weights = adapter(results, workers, name)
-        assert weights.keys() == whole.keys()
-        assert max(float((weights[key] - whole[key]).abs().max()) for key in whole) < 1e-3
+    one, two = told(results, 1, method), told(results, 2, method)
+    assert min(one["loss"][1:]) < one["loss"][0]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+    whole, halves = adapter(results, 1, method), adapter(results, 2, method)
+    assert halves.keys() == whole.keys()
+    assert max(float((halves[key] - whole[key]).abs().max()) for key in whole) < 2e-4  # a step moves a weight by 1e-2

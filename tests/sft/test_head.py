@@ -103,6 +103,18 @@ def test_a_model_whose_logits_are_its_layer_s_gets_one(tiny_model: Path) -> None
     assert torch.equal(model(input_ids=ids).logits, before)
 
 
+def test_a_head_that_shares_the_embedding_s_weight_adds_to_its_gradient(tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, tie_word_embeddings=True)
+    model.lm_head.weight = model.model.embed_tokens.weight
+    ids, wanted = torch.arange(6)[None], torch.arange(1, 7)
+    weight = model.get_input_embeddings().weight
+    whole = functional.cross_entropy(model(input_ids=ids).logits[0], wanted, reduction="sum")
+    (expected,) = torch.autograd.grad(whole, weight)
+    assert fit_head(model)
+    summed = model.lm_head(model.model(input_ids=ids).last_hidden_state[0], wanted)
+    torch.testing.assert_close(torch.autograd.grad(summed, weight), (expected,), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_models_that_cap_or_scale_logits_keep_their_layer(tied: bool) -> None:
     torch.manual_seed(0)
