@@ -1,9 +1,10 @@
 """A training checkpoint: a folder that holds all that resume needs, and no frozen weight.
 
 Weights and moments are whole tensors by PEFT name, so any number of workers and any ZeRO stage can read them.
-`adapter_config.json` and `adapter_model.safetensors` are an ordinary PEFT adapter. No random state is kept: each
-step's generator is seeded by (seed, step, worker). `metrics.jsonl` tells of all steps so far. The manifest, with the
-hash of every file, is written last: a folder without a matching manifest is not a checkpoint.
+`adapter_config.json` and `adapter_model.safetensors` are an ordinary PEFT adapter; full tuning, which freezes nothing,
+has `model.safetensors` in their place. No random state is kept: each step's generator is seeded by (seed, step,
+worker). `metrics.jsonl` tells of all steps so far. The manifest, with the hash of every file, is written last: a folder
+without a matching manifest is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from sft.engine import MOMENTS, ParameterState
 from sft.errors import CheckpointError
 
 MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
 METRICS = "metrics.jsonl"
@@ -70,10 +72,10 @@ def write_checkpoint(
     folder: Path,
     run: RunState,
     parameters: Mapping[str, ParameterState],
-    peft_config: Mapping[str, Any],
+    peft_config: Mapping[str, Any] | None,
     metrics: bytes = b"",
 ) -> None:
-    """Writes a checkpoint into an empty folder, manifest last.
+    """Writes a checkpoint into an empty folder, manifest last; without a PEFT config it is one of full tuning.
 
     Raises:
         OSError: it cannot be written.
@@ -84,16 +86,18 @@ def write_checkpoint(
         for name, state in parameters.items()
         for key, moment in state.moments.items()
     }
+    weights = WEIGHTS if peft_config is None else ADAPTER_WEIGHTS
     try:
-        save_file(values, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        save_file(values, folder / weights, metadata={"format": "pt"})
         save_file(moments, folder / OPTIMIZER)
     except SafetensorError as error:  # its own words for every OSError
         full = "os error 28" in str(error)
         raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from None
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(dict(peft_config), indent=1, sort_keys=True), encoding="utf-8")
+    if peft_config is not None:
+        (folder / ADAPTER_CONFIG).write_text(json.dumps(dict(peft_config), indent=1, sort_keys=True), encoding="utf-8")
     (folder / STATE).write_text(json.dumps(asdict(run), indent=1), encoding="utf-8")
     (folder / METRICS).write_bytes(metrics)
-    names = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, OPTIMIZER, STATE, METRICS)
+    names = (*(() if peft_config is None else (ADAPTER_CONFIG,)), weights, OPTIMIZER, STATE, METRICS)
     manifest = _Manifest(format=1, files={name: hash_file(folder / name) for name in names})
     (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
 
@@ -137,7 +141,7 @@ def read_parameters(folder: Path) -> dict[str, ParameterState]:
         CheckpointError: a tensor is missing.
     """
     try:
-        values: dict[str, Tensor] = load_file(folder / ADAPTER_WEIGHTS)
+        values: dict[str, Tensor] = load_file(folder / (WEIGHTS if (folder / WEIGHTS).is_file() else ADAPTER_WEIGHTS))
         moments: dict[str, Tensor] = load_file(folder / OPTIMIZER)
         return {
             name: ParameterState(value, {key: moments[f"{name}/{key}"] for key in MOMENTS})

@@ -108,7 +108,7 @@ class CheckpointStore:
         self,
         run: RunState,
         parameters: Mapping[str, ParameterState],
-        peft_config: Mapping[str, Any],
+        peft_config: Mapping[str, Any] | None,
         metrics: bytes,
         number: int | None,
     ) -> None:

@@ -20,6 +20,9 @@ from sft.data_config import DataSection
 from sft.errors import ConfigError
 from sft.section import Section
 
+ENGINE_MAX_RANK = 512
+"""The highest rank of an adapter that vLLM can be set to serve."""
+
 
 class ModelSection(Section):
     """The base model."""
@@ -47,17 +50,29 @@ class ModelSection(Section):
 class LoraSection(Section):
     """The adapter."""
 
-    rank: int = Field(16, gt=0, le=512, description="Rank of the update.")
+    rank: int = Field(16, gt=0, le=ENGINE_MAX_RANK, description="Rank of the update.")
     alpha: float = Field(32.0, gt=0, description="Scale; the update is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
     target_modules: list[str] | Literal["all-linear"] = Field(
         "all-linear", description="Names of linear modules to adapt, or all-linear."
     )
+    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank), which keeps high ranks learning (rsLoRA).")
+    dora: bool = Field(False, description="Train each weight row's length apart (DoRA); the result is a merged model.")
+    init: str = Field(
+        "default",
+        pattern=r"^(default|gaussian|pissa|pissa_niter_[1-9][0-9]?)$",
+        description="Start of A and B: default, gaussian, pissa (the base's largest singular directions; doubles the "
+        "bundle's rank), or pissa_niter_N (the same, approximated in N rounds: much faster).",
+    )
+    plus_ratio: float = Field(1.0, gt=0, description="Learning rate of B over that of A (LoRA+); 16 is usual.")
 
 
 class TrainSection(Section):
     """The optimisation."""
 
+    method: Literal["lora", "full"] = Field(
+        "lora", description="lora trains an adapter on the frozen base; full trains every weight of the base."
+    )
     epochs: int | None = Field(None, gt=0, description="Passes over the data; 1 where max_steps is not set either.")
     max_steps: int | None = Field(
         None,
@@ -76,7 +91,10 @@ class TrainSection(Section):
     weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas.")
     max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0 switches clipping off.")
-    seed: int = Field(0, ge=0, description="Seed of initialisation, dropout and data order.")
+    neftune_alpha: float = Field(
+        0.0, ge=0, description="Noise on the embeddings in training (NEFTune); 5 is usual, 0 switches it off."
+    )
+    seed: int = Field(0, ge=0, description="Seed of initialisation, dropout, noise and data order.")
     on_bad_loss: Literal["stop", "skip"] = Field(
         "stop", description="What a step without a finite loss and gradient does: stop the run, or be left out of it."
     )
@@ -187,9 +205,14 @@ class TrainConfig(Section):
     checkpoint: CheckpointSection = CheckpointSection()
     ray: RaySection = RaySection()
 
+    @property
+    def makes_model(self) -> bool:
+        """Whether the run's result is a model folder, because no adapter bundle can hold it."""
+        return self.train.method == "full" or self.lora.dora
+
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        faults = []
+        faults = self._method_faults()
         if self.deepspeed.zero_stage == 3 and self.model.quantization != "none":
             faults.append(
                 "deepspeed.zero_stage 3 cannot shard a 4-bit base: use stage 0, 1 or 2, or model.quantization none"
@@ -211,6 +234,53 @@ class TrainConfig(Section):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _method_faults(self) -> list[str]:
+        """What the chosen method of tuning cannot go with."""
+        faults = []
+        lora, pissa = self.lora, self.lora.init.startswith("pissa")
+        if self.train.method == "full":
+            given = [f"lora.{name}" for name, value in lora if value != type(lora).model_fields[name].default]
+            if given:
+                faults.append(f"train.method full trains no adapter and reads no {', '.join(given)}: leave it out")
+            if self.model.quantization != "none":
+                faults.append(
+                    "train.method full cannot train a 4-bit base: use model.quantization none, or train.method lora"
+                )
+        if self.makes_model and (self.registry is not None or self.alias is not None):
+            what, instead = (
+                ("train.method full", "train.method lora")
+                if self.train.method == "full"
+                else ("lora.dora", "lora.dora false")
+            )
+            faults.append(
+                f"{what} makes no adapter that the engine can serve, so nothing can be published: leave registry and "
+                f"alias out and serve the run's model folder as `base`, or use {instead}"
+            )
+        if lora.dora and self.model.quantization != "none":
+            faults.append(
+                "lora.dora with a 4-bit base would be merged into other weights than it was trained on: use "
+                "model.quantization none, or lora.dora false"
+            )
+        if lora.dora and self.deepspeed.zero_stage == 3:
+            faults.append(
+                "lora.dora needs whole base weights, which deepspeed.zero_stage 3 shards: use stage 0, 1 or 2"
+            )
+        if pissa and lora.dora:
+            faults.append("lora.init pissa does not go with lora.dora: use lora.init default, or lora.dora false")
+        if pissa and self.model.quantization != "none":
+            faults.append(
+                f"lora.init {lora.init} starts from the base's own weights, which a 4-bit base has lost: use "
+                "model.quantization none, or lora.init default"
+            )
+        if pissa and 2 * lora.rank > ENGINE_MAX_RANK:
+            faults.append(
+                f"lora.init {lora.init} doubles the bundle's rank to {2 * lora.rank}, and the engine serves at most "
+                f"{ENGINE_MAX_RANK}: use lora.rank {ENGINE_MAX_RANK // 2} or less"
+            )
+        if self.model.attention == "flash_attention_2" and self.model.dtype == "float32":
+            faults.append("model.attention flash_attention_2 does not compute in float32: use dtype bfloat16, or sdpa")
+        return faults
 
 
 Config = TypeVar("Config", bound=BaseModel)

@@ -1,18 +1,20 @@
-"""DeepSpeed: its config, its engine, and the adapter's training state read out whole and put back."""
+"""DeepSpeed: its config, its engine, and the trained weights' state read out whole and put back."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sft import pissa
 from sft.errors import CheckpointError, TrainingError
 from sft.mask import UNTRAINED
-from sft.model import adapter_parameters
+from sft.model import LossModel, trained_parameters
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's moments, by the names that torch gives them."""
@@ -35,11 +37,16 @@ class EnginePlan:
     betas: tuple[float, float]
     weight_decay: float
     max_grad_norm: float
+    plus_ratio: float = 1.0
+    """Learning rate of LoRA's B over that of everything else (LoRA+)."""
 
 
 @dataclass(frozen=True, slots=True)
 class ParameterState:
-    """One trained parameter, whole: value and moments are float32 on the CPU, of the parameter's full shape."""
+    """One trained parameter, whole: value and moments are float32 on the CPU, of the parameter's full shape.
+
+    Rule: with PiSSA a value is joined with its frozen start (see `sft.pissa.joined`); the moments are not.
+    """
 
     value: Tensor
     moments: Mapping[str, Tensor]
@@ -83,10 +90,10 @@ class Engine:
         self.device = device
         self.workers = workers
         self.plan = plan
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            parameters, lr=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay
-        )
+        groups = _groups(model, plan)
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
+        self._ratios = [plan.plus_ratio if group["is_b"] else 1.0 for group in groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -100,16 +107,20 @@ class Engine:
             optimizer.register_step_pre_hook(lambda *_: self._clip(parameters))
 
     @property
-    def module(self) -> nn.Module:
+    def module(self) -> LossModel:
         """The wrapped model."""
         module = self._engine.module
-        assert isinstance(module, nn.Module)
+        assert isinstance(module, LossModel)
         return module
 
     def set_learning_rate(self, rate: float) -> None:
-        """Sets the rate of the next optimizer step."""
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        """Sets the rate of the next optimizer step; LoRA+'s ratio comes on top of it."""
+        for group, ratio in zip(self._optimizer.param_groups, self._ratios, strict=True):
+            group["lr"] = rate * ratio
+
+    def seed_noise(self, seed: int) -> None:
+        """Seeds NEFTune's noise for the next step, the same on every worker."""
+        self.module.noise_seed = seed
 
     def forward(self, **inputs: Tensor | None) -> Tensor:
         """Runs the model; returns its scalar."""
@@ -129,34 +140,50 @@ class Engine:
         """Norm of the last step's gradient before clipping."""
         return self._norm if self.plan.zero_stage == 0 else float(self._engine.get_global_grad_norm())
 
-    def state(self) -> dict[str, ParameterState]:
-        """Reads the trained parameters and their moments, whole, by PEFT name. All workers must call it."""
-        return {
-            name: ParameterState(self._value(parameter), {key: self._moment(parameter, key) for key in MOMENTS})
-            for name, parameter in adapter_parameters(self.module).items()
-        }
+    def state(self, *, keep: bool = True) -> dict[str, ParameterState]:
+        """Reads the trained parameters and their moments, whole, by their names in files. All workers must call it.
+
+        Args:
+            keep: False on workers that need no copy, which in full tuning is three times the model; they get nothing.
+        """
+        self._tie_moments()
+        frozen = pissa.frozen_start(self.module)
+        states = {}
+        for name, parameter in trained_parameters(self.module).items():
+            value = self._value(parameter)
+            if name in frozen:
+                value = pissa.joined(name, value, self._frozen(frozen[name]))
+            state = ParameterState(value, {key: self._moment(parameter, key) for key in MOMENTS})
+            if keep:
+                states[name] = state
+        return states
 
     def load_state(self, state: Mapping[str, ParameterState], steps: int) -> None:
         """Puts back what `state` read, at any world size and ZeRO stage. All workers must call it.
 
         Args:
-            state: parameters by PEFT name.
+            state: parameters by their names in files.
             steps: optimizer steps taken so far, which AdamW's bias correction needs.
 
         Raises:
             CheckpointError: the state is of other parameters.
             TrainingError: the frozen weights are not finite.
         """
-        own = adapter_parameters(self.module)
+        own, frozen = trained_parameters(self.module), pissa.frozen_start(self.module)
+        parts = {name: pissa.parted(name, state[name].value) for name in frozen if name in state}
+        values = {name: parts[name][0] if name in parts else saved.value for name, saved in state.items()}
         if {name: tuple(_shape(parameter)) for name, parameter in own.items()} != {
-            name: tuple(saved.value.shape) for name, saved in state.items()
+            name: tuple(value.shape) for name, value in values.items()
         }:
             raise CheckpointError(
-                "the checkpoint's adapter has other modules or another rank than this run's lora section"
+                "the checkpoint's weights have other modules or another rank than this run's lora section and base"
             )
         self._make_moments()
+        self._tie_moments()
         for name, parameter in own.items():
-            self._put(parameter, state[name])
+            self._put(parameter, ParameterState(values[name], state[name].moments))
+        for name, parameter in frozen.items():
+            self._fill(parameter, parts[name][1])
         for slot in self._base_optimizer.state.values():
             slot["step"] = torch.full_like(slot["step"], float(steps))
 
@@ -183,8 +210,19 @@ class Engine:
         if not self._base_optimizer.state:  # a gradient of zero that is not finite
             raise TrainingError("the model's weights are not finite: look at the base model's files")
 
+    def _tie_moments(self) -> None:
+        """Under ZeRO 1 and 2 ties every group's moments to its parameters. DeepSpeed does it once, after the first
+        group's first step, when the other groups have none yet.
+        """
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        if self.plan.zero_stage in (1, 2):
+            zero, state = self._optimizer, self._base_optimizer.state
+            for members, partition in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                if partition in state:
+                    lazy_init_hp_params_optimizer_state(members, partition, state)
+
     def _put(self, parameter: nn.Parameter, saved: ParameterState) -> None:
-        import deepspeed
         from deepspeed.utils import (
             safe_set_full_fp32_param,
             safe_set_full_optimizer_state,
@@ -192,15 +230,13 @@ class Engine:
             safe_set_local_optimizer_state,
         )
 
+        self._fill(parameter, saved.value)
         if self.plan.zero_stage == 3:
-            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
-                parameter.data.copy_(saved.value)
             # Not `safe_set_full_*`: they fail where the workers' number does not divide the parameter's size.
             safe_set_local_fp32_param(parameter, self._part(saved.value, parameter))
             for key, moment in saved.moments.items():
                 safe_set_local_optimizer_state(parameter, self._part(moment, parameter), key)
             return
-        parameter.data.copy_(saved.value)
         if self.plan.zero_stage == 0:
             for key, moment in saved.moments.items():
                 self._optimizer.state[parameter][key].copy_(moment)
@@ -217,6 +253,23 @@ class Engine:
         flat = whole.flatten().to(self.device)
         padded = torch.nn.functional.pad(flat, (0, size * self.workers - len(flat)))
         return padded.narrow(0, size * torch.distributed.get_rank(), size)
+
+    def _fill(self, parameter: nn.Parameter, value: Tensor) -> None:
+        with self._gathered(parameter, modifier_rank=0):
+            parameter.data.copy_(value)
+
+    def _frozen(self, parameter: nn.Parameter) -> Tensor:
+        with self._gathered(parameter):
+            return parameter.detach().float().cpu().clone()
+
+    def _gathered(self, parameter: nn.Parameter, **how: Any) -> AbstractContextManager[Any]:
+        """The parameter whole inside the context, whatever the stage."""
+        import deepspeed
+
+        gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            [parameter], enabled=self.plan.zero_stage == 3, **how
+        )
+        return gathered
 
     def _clip(self, parameters: list[nn.Parameter]) -> None:
         limit = self.plan.max_grad_norm or float("inf")
@@ -243,6 +296,17 @@ class Engine:
             moment = safe_get_full_optimizer_state(parameter, key)
         assert isinstance(moment, Tensor)
         return moment.detach().float().cpu().clone()
+
+
+def _groups(model: nn.Module, plan: EnginePlan) -> list[dict[str, Any]]:
+    """Parameters by what sets them apart: LoRA's B has a rate of its own, and norms and biases no weight decay."""
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in trained_parameters(model).items():
+        groups.setdefault((".lora_B." in name and plan.plus_ratio != 1, parameter.ndim < 2), []).append(parameter)
+    return [
+        {"params": members, "is_b": is_b, **({"weight_decay": 0.0} if is_flat else {})}
+        for (is_b, is_flat), members in groups.items()
+    ]
 
 
 def _shape(parameter: nn.Parameter) -> torch.Size:

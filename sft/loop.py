@@ -120,6 +120,7 @@ def run_loop(
         batch = next(batches)
         waited = time.perf_counter() - begin
         torch.manual_seed(_step_seed(plan.seed, step, rank))
+        engine.seed_noise(_step_seed(plan.seed, step, 0))
         after = plan.done(batch.after, step + 1)
         rate = plan.schedule.rate(plan.done(batch.before, step), after)
         engine.set_learning_rate(rate)

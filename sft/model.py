@@ -1,11 +1,13 @@
-"""The base model with its LoRA adapter, and the module whose forward pass is the loss.
+"""The base model, with or without a LoRA adapter, and the module whose forward pass is the loss.
 
-Adapter weights are float32 whatever the base's type: they are few, and small updates to bfloat16 weights are lost.
+Trained weights are float32 whatever the base's type: small updates to bfloat16 weights are lost.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,26 +17,37 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from sft import loss
+from sft import loss, pissa
 from sft.errors import ModelError
 from sft.hardware import cpu_has_bfloat16
+from sft.head import LossHead, fit_head
+from sft.mask import UNTRAINED
+from sft.neftune import noise
 
 Dtype = Literal["auto", "bfloat16", "float32"]
+
+_TRAINED = re.compile(r".*\.(lora_[AB]\.default\.weight|lora_magnitude_vector\.default\.weight)")
 
 
 @dataclass(frozen=True, slots=True)
 class LoraPlan:
-    """A LoRA adapter's shape."""
+    """A LoRA adapter's shape and start; see `sft.config.LoraSection`."""
 
     rank: int
     alpha: float
     dropout: float
     target_modules: Literal["all-linear"] | Sequence[str]
+    rslora: bool = False
+    dora: bool = False
+    init: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """How to load the base model; small, picklable, and the same on every worker."""
+    """How to load the base model, and what of it is trained; small, picklable, and the same on every worker.
+
+    Rule: with method full, `lora` is not read.
+    """
 
     base: Path
     base_id: str
@@ -43,14 +56,26 @@ class ModelPlan:
     attention: str
     gradient_checkpointing: bool
     lora: LoraPlan
+    method: Literal["lora", "full"] = "lora"
+    neftune_alpha: float = 0.0
 
 
 class LossModel(nn.Module):
-    """Forward = sum of the cross-entropy over a micro-batch's trained tokens; logits only where they are needed."""
+    """Forward = sum of the cross-entropy over a micro-batch's trained tokens; logits only where they are needed.
 
-    def __init__(self, model: PeftModel) -> None:
+    Args:
+        model: a causal language model, or a `PeftModel` around one.
+        autocast: type to compute in where it is not the weights' own.
+        neftune_alpha: strength of the noise on the embeddings in training; 0 for none.
+    """
+
+    def __init__(self, model: Any, autocast: torch.dtype | None = None, neftune_alpha: float = 0.0) -> None:
         super().__init__()
         self.model = model
+        self.noise_seed = 0
+        """Seed of the noise; the training loop sets it for each step."""
+        self._autocast = autocast
+        self._alpha = neftune_alpha
 
     def forward(
         self,
@@ -62,26 +87,62 @@ class LossModel(nn.Module):
     ) -> Tensor:
         """Returns the cross-entropy sum, a float32 scalar; arguments as in `sft.batch.MicroBatch`."""
         wanted = loss.targets(labels)
-        positions = loss.trained_positions(wanted)
-        # use_cache=False is what isolates the documents of a packed row; see docs/training.md.
-        output = self.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=attention_mask,
-            use_cache=False,
-            logits_to_keep=positions,
-        )
-        shifted = None if weights is None else loss.target_weights(weights)[:, positions]
-        return loss.cross_entropy_sum(output.logits, wanted[:, positions], shifted)
+        shifted = None if weights is None else loss.target_weights(weights)
+        with self._precision(input_ids.device.type):
+            # use_cache=False is what isolates the documents of a packed row; see docs/training.md.
+            inputs = {
+                **self._inputs(input_ids, position_ids, attention_mask),
+                "position_ids": position_ids,
+                "attention_mask": attention_mask,
+                "use_cache": False,
+            }
+            causal = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+            head = causal.get_output_embeddings()
+            if isinstance(head, LossHead):
+                trained = (wanted != UNTRAINED).flatten()
+                hidden = causal.base_model(**inputs).last_hidden_state.flatten(0, 1)[trained]
+                parts = None if shifted is None else shifted.flatten()[trained]
+                summed: Tensor = head(hidden, wanted.flatten()[trained], parts)
+                return summed
+            positions = loss.trained_positions(wanted)
+            logits = self.model(**inputs, logits_to_keep=positions).logits
+        return loss.cross_entropy_sum(logits, wanted[:, positions], None if shifted is None else shifted[:, positions])
+
+    def _inputs(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
+        if not (self.training and self._alpha):
+            return {"input_ids": ids}
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        made = noise(ids, positions, mask, width=embedded.shape[-1], alpha=self._alpha, seed=self.noise_seed)
+        return {"inputs_embeds": embedded + made.to(embedded.dtype)}
+
+    def _precision(self, device: str) -> AbstractContextManager[Any]:
+        # Without its cache, for that would keep a second copy of every weight, ZeRO-3's gathered ones too.
+        return torch.autocast(device, self._autocast, cache_enabled=False) if self._autocast else nullcontext()
 
 
 def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu") -> LossModel:
-    """Loads the base, freezes it and adds a fresh adapter (A random by torch's current seed, B zero).
+    """Loads the base, and makes all its weights trainable or freezes it and adds a fresh adapter.
+
+    An adapter starts as `LoraPlan.init` says: A random by torch's current seed and B zero, or PiSSA's.
 
     Raises:
-        ModelError: the base cannot be loaded, or no module fits `target_modules`.
+        ModelError: the base cannot be loaded, or `lora` does not fit it.
     """
     dtype = resolve_dtype(plan.dtype, torch.device(device))
+    base = _load(plan, dtype, device)
+    model = base if plan.method == "full" else _adapted(base, plan, device)
+    if plan.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+        model.enable_input_require_grads()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    fit_head(base)
+    lowered = dtype if plan.method == "full" and dtype != torch.float32 else None
+    return LossModel(model, lowered, plan.neftune_alpha)
+
+
+def _load(plan: ModelPlan, dtype: torch.dtype, device: torch.device | str) -> Any:
     extra: dict[str, Any] = {}
     if plan.quantization == "nf4":
         extra["quantization_config"] = BitsAndBytesConfig(
@@ -91,37 +152,43 @@ def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu") -> LossM
             bnb_4bit_compute_dtype=dtype,
         )
         extra["device_map"] = {"": device}
+    kept = torch.float32 if plan.method == "full" else dtype
     try:
         base: Any = AutoModelForCausalLM.from_pretrained(
-            plan.base, dtype=dtype, attn_implementation=plan.attention, **extra
+            plan.base, dtype=kept, attn_implementation=plan.attention, **extra
         )
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         raise ModelError(f"{plan.base}: the base model cannot be loaded ({error})") from error
     if plan.quantization != "none":
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
-    targets = plan.lora.target_modules
+    return base
+
+
+def _adapted(base: Any, plan: ModelPlan, device: torch.device | str) -> PeftModel:
+    lora = plan.lora
+    targets = lora.target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=lora.rslora,
+        use_dora=lora.dora,
+        init_lora_weights="gaussian" if lora.init == "gaussian" else True,
+    )
     try:
-        model = get_peft_model(
-            base,
-            LoraConfig(
-                task_type="CAUSAL_LM",
-                r=plan.lora.rank,
-                lora_alpha=plan.lora.alpha,
-                lora_dropout=plan.lora.dropout,
-                target_modules=targets if isinstance(targets, str) else list(targets),
-            ),
-        )
+        model = get_peft_model(base, config)
     except ValueError as error:
         raise ModelError(f"lora.target_modules {targets}: {error}") from error
     # PEFT writes the folder of this machine there, which says nothing to whoever loads the adapter.
     model.peft_config["default"].base_model_name_or_path = plan.base_id
-    if plan.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
-        model.enable_input_require_grads()
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return LossModel(model)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not _TRAINED.fullmatch(name):
+            raise ModelError(f"lora.target_modules {targets}: {name} is no linear module's; name linear modules alone")
+    if lora.init.startswith("pissa"):
+        pissa.start(model, lora.init, device)
+    return model
 
 
 def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
@@ -132,17 +199,29 @@ def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trained parameters under the names that PEFT gives them in an adapter file, in the model's order."""
-    return {
-        name.removeprefix("model.").replace(".default.", "."): parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad
-    }
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trained parameters in the model's order, under the names that files give them: PEFT's in an adapter, the
+    base's own in full tuning.
+    """
+    return {_file_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def peft_config(model: LossModel) -> dict[str, Any]:
-    """The adapter's PEFT configuration as plain JSON values, ready for adapter_config.json."""
+def _file_name(name: str) -> str:
+    bare = name.removeprefix("model.").replace(".default.", ".")
+    return bare.removesuffix(".weight") if bare.endswith(".lora_magnitude_vector.weight") else bare
+
+
+def peft_config(model: LossModel) -> dict[str, Any] | None:
+    """The adapter's PEFT configuration as plain JSON values, ready for adapter_config.json; None in full tuning.
+
+    With PiSSA it is that of both its adapters as one, a plain LoRA of twice the rank.
+    """
+    if not isinstance(model.model, PeftModel):
+        return None
     config: dict[str, Any] = model.model.peft_config["default"].to_dict()
     config["inference_mode"] = True
+    if pissa.START in model.model.peft_config:
+        rank, alpha = config["r"], config["lora_alpha"]
+        scale = alpha / rank**0.5 if config["use_rslora"] else alpha / rank
+        config |= {"r": 2 * rank, "lora_alpha": 2 * rank * scale, "use_rslora": False}
     return {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}

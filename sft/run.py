@@ -56,6 +56,11 @@ class RunFolder:
         """The finished adapter bundle."""
         return f"{self.address}/bundle"
 
+    @property
+    def model(self) -> str:
+        """The finished model, of a run that makes no adapter bundle."""
+        return f"{self.address}/model"
+
 
 def run_folder(config: TrainConfig) -> RunFolder:
     """The folder of a config's run."""
@@ -97,20 +102,38 @@ def check_run(config: TrainConfig) -> bool:
 
 def fetch_bundle(folder: RunFolder) -> Path | None:
     """The finished bundle as a local folder; None while the run is not finished."""
-    if storage.read(f"{folder.bundle}/bundle.json") is None:
-        return None
-    if "://" not in folder.bundle:
-        return Path(folder.bundle)
-    local = Path(tempfile.mkdtemp(prefix="raysft-")) / "bundle"
-    storage.download(folder.bundle, local)
-    return local
+    return _fetch(folder.bundle, "bundle.json")
+
+
+def fetch_model(folder: RunFolder) -> Path | None:
+    """The finished model as a local folder; None while the run is not finished."""
+    return _fetch(folder.model, "model.json")
 
 
 def keep_bundle(folder: RunFolder, made: Path) -> Path:
     """Copies a freshly made bundle into the run's folder; returns where it can be read locally."""
-    storage.remove(folder.bundle)  # half of one, from a run that was stopped here
-    storage.upload(made, folder.bundle, last="bundle.json")
-    return made if "://" in folder.bundle else Path(folder.bundle)
+    return _keep(folder.bundle, made, "bundle.json")
+
+
+def keep_model(folder: RunFolder, made: Path) -> Path:
+    """Copies a freshly made model into the run's folder; returns where it can be read locally."""
+    return _keep(folder.model, made, "model.json")
+
+
+def _fetch(address: str, manifest: str) -> Path | None:
+    if storage.read(f"{address}/{manifest}") is None:
+        return None
+    if "://" not in address:
+        return Path(address)
+    local = Path(tempfile.mkdtemp(prefix="raysft-")) / address.rsplit("/", 1)[1]
+    storage.download(address, local)
+    return local
+
+
+def _keep(address: str, made: Path, manifest: str) -> Path:
+    storage.remove(address)  # half of one, from a run that was stopped here
+    storage.upload(made, address, last=manifest)
+    return made if "://" in address else Path(address)
 
 
 def save_json(address: str, values: dict[str, Any]) -> None:

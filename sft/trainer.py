@@ -1,4 +1,4 @@
-"""The driver: data sets + TorchTrainer -> an adapter bundle."""
+"""The driver: data sets + TorchTrainer -> an adapter bundle, or a model folder where no bundle can hold the result."""
 
 from __future__ import annotations
 
@@ -32,8 +32,10 @@ from sft.failures import failures, stop_at_faults, translated, user_fault
 from sft.feed import FeedPlan
 from sft.listener import Listener
 from sft.model import LoraPlan, ModelPlan
+from sft.model_folder import MANIFEST as MODEL_MANIFEST
+from sft.model_folder import verify_model, write_model
 from sft.report import Reporter, clock
-from sft.run import RunFolder, fetch_bundle, keep_bundle, open_run, save_json
+from sft.run import RunFolder, fetch_bundle, fetch_model, keep_bundle, keep_model, open_run, save_json
 from sft.selection import Epochs, Selection, needs_all_rows, select
 from sft.survey import Survey, survey
 from sft.tokens import encode
@@ -49,7 +51,8 @@ LOOKED_AT = 1000
 class TrainingResult:
     """A finished run.
 
-    Rule: `bundle` is a verified adapter bundle on local disk; `tokens_per_s` counts all tokens over the time of the
+    Rule: `bundle` is a verified adapter bundle on local disk, or, where `TrainConfig.makes_model`, a verified model
+    folder; `tokens_per_s` counts all tokens over the time of the
     steps alone, in the run that made the bundle; `seconds` is all the time that this call took.
     """
 
@@ -75,9 +78,10 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     plan = plan_data(config.data, base, read_template(config.model.chat_template))
     tokenizer = plan.tokenizer()
     folder = open_run(config)
-    finished = fetch_bundle(folder)
+    what, kept = ("model", folder.model) if config.makes_model else ("bundle", folder.bundle)
+    finished = fetch_model(folder) if config.makes_model else fetch_bundle(folder)
     if finished is not None:
-        say(f"run {config.name} is finished already; taking its bundle from {folder.bundle}")
+        say(f"run {config.name} is finished already; taking its {what} from {kept}")
         return _result(finished, folder, time.perf_counter() - begin, reused=True)
     scaling = config.scaling
     started = connect(
@@ -100,10 +104,10 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     reporter = Reporter(folder.metrics, say)
     epochs = Epochs(selection.plan if selection else plan, config.train.seed, selection)
     with tempfile.TemporaryDirectory(prefix="raysft-run-") as work:
-        bundle = _train(config, epochs, tokenizer, prints, folder, reporter, say, Path(work))
+        made = _train(config, epochs, tokenizer, prints, folder, reporter, say, Path(work))
     seconds = time.perf_counter() - begin
-    say(f"trained in {clock(seconds)}; bundle in {folder.bundle}")
-    return _result(bundle, folder, seconds, reused=False)
+    say(f"trained in {clock(seconds)}; {what} in {kept}")
+    return _result(made, folder, seconds, reused=False)
 
 
 def _select(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) -> Selection:
@@ -152,7 +156,7 @@ def _train(
     say: Say,
     work: Path,
 ) -> Path:
-    """Goes on from the newest checkpoint to the last one, and makes the bundle of it."""
+    """Goes on from the newest checkpoint to the last one, and makes the run's result of it."""
     store, values = CheckpointStore(folder.address), config.model_dump(mode="json")
     found = store.newest(prints, values, work, lambda _: None)  # the workers look, too, and tell
     reporter.go_on(read_metrics(found.folder) if found else b"")
@@ -166,7 +170,7 @@ def _train(
         counted = survey(on_ray(epochs.plan, prepare_rows))
     if found is None or not found.run.finished:
         raise TrainingError(f"run {config.name} ended without its last checkpoint; nothing was published")
-    return _bundle(found.folder, config, tokenizer, prints, counted, reporter, folder)
+    return _product(found.folder, config, tokenizer, prints, counted, reporter, folder, epochs.plan.base)
 
 
 def _fit(
@@ -199,6 +203,7 @@ def _fit(
         config=config.model_dump(mode="json"),
         deepspeed=config.deepspeed,
         train=config.train,
+        plus_ratio=config.lora.plus_ratio,
         save_every=config.checkpoint.every_steps,
         fingerprints=prints,
         run_address=folder.address,
@@ -272,7 +277,7 @@ def _no_room(lacking: str, config: TrainConfig) -> TrainingError:
     )
 
 
-def _bundle(
+def _product(
     checkpoint: Path,
     config: TrainConfig,
     tokenizer: BaseTokenizer,
@@ -280,10 +285,35 @@ def _bundle(
     counted: Survey,
     reporter: Reporter,
     folder: RunFolder,
+    base: Path,
 ) -> Path:
+    """Makes the run's result out of its last checkpoint and keeps it: an adapter bundle, or a model."""
     run = verify_checkpoint(checkpoint)
     work = Path(tempfile.mkdtemp(prefix="raysft-"))
+    lineage = {
+        "run": config.name,
+        "data_fingerprint": counted.fingerprint,
+        "metrics": {
+            "steps": run.step,
+            "loss": reporter.last.loss if reporter.last and math.isfinite(reporter.last.loss) else None,
+            "tokens_per_s": reporter.tokens / max(reporter.seconds, 1e-9),
+            "trained_tokens_per_s": reporter.trained_tokens / max(reporter.seconds, 1e-9),
+        },
+        "data": counted.to_dict(),
+        "config": run.config,
+    }
     try:
+        if config.makes_model:
+            write_model(
+                work / "model",
+                checkpoint=checkpoint,
+                base=base,
+                tokenizer=tokenizer,
+                base_model=config.model.id,
+                base_fingerprint=prints.base,
+                lineage=lineage,
+            )
+            return keep_model(folder, work / "model")
         write_bundle(
             work / "bundle",
             weights=checkpoint / ADAPTER_WEIGHTS,
@@ -293,22 +323,11 @@ def _bundle(
             base_fingerprint=prints.base,
             stop_ids=tokenizer.stop_ids,
             golden=golden(tokenizer),
-            lineage={
-                "run": config.name,
-                "data_fingerprint": counted.fingerprint,
-                "metrics": {
-                    "steps": run.step,
-                    "loss": reporter.last.loss if reporter.last and math.isfinite(reporter.last.loss) else None,
-                    "tokens_per_s": reporter.tokens / max(reporter.seconds, 1e-9),
-                    "trained_tokens_per_s": reporter.trained_tokens / max(reporter.seconds, 1e-9),
-                },
-                "data": counted.to_dict(),
-                "config": run.config,
-            },
+            lineage=lineage,
         )
         return keep_bundle(folder, work / "bundle")
     finally:
-        if "://" not in folder.bundle:
+        if "://" not in folder.address:
             shutil.rmtree(work, ignore_errors=True)
 
 
@@ -322,10 +341,11 @@ def golden(tokenizer: BaseTokenizer) -> list[Golden]:
     return made
 
 
-def _result(bundle: Path, folder: RunFolder, seconds: float, *, reused: bool) -> TrainingResult:
-    metrics = verify_bundle(bundle).lineage["metrics"]
+def _result(made: Path, folder: RunFolder, seconds: float, *, reused: bool) -> TrainingResult:
+    is_model = (made / MODEL_MANIFEST).is_file()
+    metrics = (verify_model(made) if is_model else verify_bundle(made)).lineage["metrics"]
     return TrainingResult(
-        bundle=bundle,
+        bundle=made,
         folder=folder,
         steps=metrics["steps"],
         loss=float("nan") if metrics["loss"] is None else metrics["loss"],
@@ -367,7 +387,9 @@ def _model_plan(config: TrainConfig, base: Path) -> ModelPlan:
         quantization=model.quantization,
         attention=model.attention,
         gradient_checkpointing=model.gradient_checkpointing,
-        lora=LoraPlan(lora.rank, lora.alpha, lora.dropout, lora.target_modules),
+        lora=LoraPlan(lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.rslora, lora.dora, lora.init),
+        method=config.train.method,
+        neftune_alpha=config.train.neftune_alpha,
     )
 
 

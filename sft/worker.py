@@ -48,6 +48,7 @@ class WorkerJob:
     config: dict[str, Any]
     deepspeed: DeepSpeedSection
     train: TrainSection
+    plus_ratio: float
     save_every: int | None
     fingerprints: Fingerprints
     run_address: str
@@ -239,7 +240,7 @@ def _save(
     """Keeps a checkpoint; every worker takes part, worker 0 writes."""
     import ray.train
 
-    state = engine.state()
+    state = engine.state(keep=rank == 0)
     if rank == 0:
         store.keep(run, state, peft_config(model), b"".join(history), job.num_to_keep)
     # Nobody trains on before the checkpoint is there. Ray need not know it: the run's folder is the record.
@@ -274,4 +275,5 @@ def _engine_plan(job: WorkerJob, workers: int) -> EnginePlan:
         betas=train.betas,
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
+        plus_ratio=job.plus_ratio,
     )

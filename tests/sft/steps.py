@@ -135,5 +135,8 @@ def main(rank: int, workers: int, folder: Path) -> None:
         train(engine, rank)
     except TrainingError as error:
         told["error"] = str(error)
+    from tests.sft.method_steps import train_methods
+
+    train_methods(base, rank, workers, keep)
     if rank == 0:
         (folder / f"{workers}.json").write_text(json.dumps(told))

@@ -61,6 +61,13 @@ def test_all_faults_come_at_once() -> None:
         ({"deepspeed": {"offload_parameters": True}}, "offload_parameters needs zero_stage 3"),
         ({"deepspeed": {"offload_optimizer": True}}, "offload_optimizer needs zero_stage 1, 2 or 3"),
         ({"model": {"base": "m", "attention": "flash_attention_2"}}, "use sdpa on CPU"),
+        (
+            {
+                "model": {"base": "m", "attention": "flash_attention_2", "dtype": "float32"},
+                "scaling": {"use_gpu": True},
+            },
+            "flash_attention_2 does not compute in float32: use dtype bfloat16, or sdpa",
+        ),
         ({"alias": "live"}, "alias needs a registry"),
         ({"train": {"global_batch_size": 1}, "scaling": {"num_workers": 2}}, "every worker needs a row"),
         (
@@ -90,6 +97,79 @@ def test_all_faults_come_at_once() -> None:
 )
 def test_combinations_that_cannot_work_are_refused(changes: dict[str, Any], words: str) -> None:
     assert words in "\n".join(faults(changes))
+
+
+NF4 = {"base": "m", "quantization": "nf4"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"train": {"method": "full"}, "lora": {"rank": 8, "dora": True, "plus_ratio": 16}},
+            "train.method full trains no adapter and reads no lora.rank, lora.dora, lora.plus_ratio: leave it out",
+        ),
+        (
+            {"train": {"method": "full"}, "model": NF4},
+            "train.method full cannot train a 4-bit base: use model.quantization none, or train.method lora",
+        ),
+        (
+            {"train": {"method": "full"}, "registry": "r", "alias": "live"},
+            "train.method full makes no adapter that the engine can serve, so nothing can be published: leave registry "
+            "and alias out and serve the run's model folder as `base`, or use train.method lora",
+        ),
+        (
+            {"lora": {"dora": True}, "registry": "r"},
+            "lora.dora makes no adapter that the engine can serve, so nothing can be published: leave registry and "
+            "alias out and serve the run's model folder as `base`, or use lora.dora false",
+        ),
+        (
+            {"lora": {"dora": True}, "model": NF4},
+            "lora.dora with a 4-bit base would be merged into other weights than it was trained on: use "
+            "model.quantization none, or lora.dora false",
+        ),
+        (
+            {"lora": {"dora": True}, "deepspeed": {"zero_stage": 3}},
+            "lora.dora needs whole base weights, which deepspeed.zero_stage 3 shards: use stage 0, 1 or 2",
+        ),
+        (
+            {"lora": {"dora": True, "init": "pissa"}},
+            "lora.init pissa does not go with lora.dora: use lora.init default, or lora.dora false",
+        ),
+        (
+            {"lora": {"init": "pissa_niter_4"}, "model": NF4},
+            "lora.init pissa_niter_4 starts from the base's own weights, which a 4-bit base has lost: use "
+            "model.quantization none, or lora.init default",
+        ),
+        (
+            {"lora": {"init": "pissa", "rank": 320}},
+            "lora.init pissa doubles the bundle's rank to 640, and the engine serves at most 512: use lora.rank 256 or "
+            "less",
+        ),
+    ],
+)
+def test_a_method_that_cannot_go_with_something_says_what_to_do(changes: dict[str, Any], told: str) -> None:
+    assert faults(changes) == (told,)
+
+
+def test_all_faults_of_methods_come_at_once() -> None:
+    changes = {"lora": {"dora": True, "init": "pissa"}, "model": NF4, "deepspeed": {"zero_stage": 3}, "alias": "live"}
+    (told,) = faults(changes)
+    assert told.count(";") == 6
+    assert all(words in told for words in ("4-bit base would", "has lost", "shards", "go with", "needs a registry"))
+
+
+@pytest.mark.parametrize("init", ["olora", "pissa_niter_0", "pissa_niter_", "Pissa"])
+def test_an_unknown_start_is_refused(init: str) -> None:
+    assert "String should match pattern" in faults({"lora": {"init": init}})[0]
+
+
+def test_which_runs_make_a_model_in_place_of_a_bundle() -> None:
+    made = [
+        read_config(TrainConfig, None, {**LEAST, **changes}).makes_model
+        for changes in ({}, {"train": {"method": "full"}}, {"lora": {"dora": True}}, {"lora": {"init": "pissa"}})
+    ]
+    assert made == [False, True, True, False]
 
 
 def test_a_source_that_is_held_out_needs_no_weight() -> None:

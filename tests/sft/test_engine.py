@@ -8,6 +8,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.sft.method_steps import METHODS
+
 STAGES = ("stage0-packed", "stage0-padded", "stage1-packed", "stage2-packed", "stage3-packed")
 RESUMED = ("resumed0to2", "resumed2to3", "resumed3to0", "resumed1to1")
 
@@ -65,3 +67,16 @@ def test_a_loss_that_is_no_number_stops_every_worker(results: Path, workers: int
     message = json.loads((results / f"{workers}.json").read_text())["error"]
     assert message.startswith("the loss of step 1 is nan (epoch 0, its step 0); the last checkpoint is good. ")
     assert "The ids of its rows are in F: " in message
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_the_same_in_one_go_and_in_halves_of_other_workers_and_stages(
+    results: Path, method: str
+) -> None:
+    one, two = told(results, 1, method), told(results, 2, method)
+    assert min(one["loss"][1:]) < one["loss"][0]
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+    whole, halves = adapter(results, 1, method), adapter(results, 2, method)
+    assert halves.keys() == whole.keys()
+    assert max(float((halves[key] - whole[key]).abs().max()) for key in whole) < 2e-4  # a step moves a weight by 1e-2

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from sft.batch import MicroBatch, collate
 from sft.errors import ModelError
-from sft.model import LoraPlan, LossModel, ModelPlan, adapter_parameters, build_model, peft_config, resolve_dtype
+from sft.model import LoraPlan, LossModel, ModelPlan, build_model, peft_config, resolve_dtype, trained_parameters
 from tests.sft.steps import examples
 
 ROWS = examples(3, 4)
@@ -90,15 +91,16 @@ def test_a_batch_without_trained_tokens_has_loss_zero_and_a_gradient(model: Loss
     )
     loss.backward()
     assert loss.item() == 0.0
-    gradients = [parameter.grad for parameter in adapter_parameters(model).values()]
+    gradients = [parameter.grad for parameter in trained_parameters(model).values()]
     assert all(gradient is not None and not gradient.any() for gradient in gradients)
 
 
 def test_adapter_names_and_config_are_peft_s(model: LossModel) -> None:
-    names = list(adapter_parameters(model))
+    names = list(trained_parameters(model))
     assert names[0] == "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     assert len(names) == 2 * 7 * 2
     config = peft_config(model)
+    assert config is not None
     assert (config["r"], config["lora_alpha"], config["peft_type"], config["base_model_name_or_path"]) == (
         4,
         8,
@@ -126,11 +128,54 @@ def test_gradient_checkpointing_gives_the_same_gradient(tiny_model: Path) -> Non
         model(
             torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels), torch.from_numpy(batch.position_ids)
         ).backward()
-        gradients.append([parameter.grad for parameter in adapter_parameters(model).values()])
+        gradients.append([parameter.grad for parameter in trained_parameters(model).values()])
     assert all(
         one is not None and other is not None and torch.allclose(one, other, atol=1e-6)
         for one, other in zip(*gradients, strict=True)
     )
+
+
+def test_full_tuning_trains_every_weight_in_float32_under_the_base_s_names(tiny_model: Path) -> None:
+    model = build_model(replace(plan(tiny_model), method="full", dtype="bfloat16", gradient_checkpointing=True)).train()
+    parameters = trained_parameters(model)
+    own = AutoModelForCausalLM.from_pretrained(tiny_model)
+    assert parameters.keys() == dict(own.named_parameters()).keys()
+    assert peft_config(model) is None
+    packed = collate(ROWS, "packed", 1)
+    inputs = [torch.from_numpy(array) for array in (packed.input_ids, packed.labels, packed.position_ids)]
+    loss = model(*inputs)
+    loss.backward()
+    assert {parameter.dtype for parameter in parameters.values()} == {torch.float32}
+    assert all(
+        parameter.grad is not None and parameter.grad.dtype == torch.float32 for parameter in parameters.values()
+    )
+    exact = build_model(replace(plan(tiny_model), method="full"))(*inputs).item()
+    assert loss.item() != exact
+    assert loss.item() == pytest.approx(exact, rel=1e-2)
+
+
+def test_noise_comes_in_training_alone_and_with_the_step_s_seed(tiny_model: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(replace(plan(tiny_model), neftune_alpha=50.0))
+    packed, padded = collate(ROWS, "packed", 1), collate(ROWS, "padded", 1)
+    quiet = run(model.eval(), packed)
+    model.train()
+    noisy = run(model, packed)
+    assert abs(noisy - quiet) > 1e-3
+    assert run(model, packed) == noisy
+    assert run(model, padded) == pytest.approx(noisy, rel=1e-6)
+    model.noise_seed = 1
+    assert abs(run(model, packed) - noisy) > 1e-3
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_rslora_scales_by_the_root_of_the_rank(tiny_model: Path, rslora: bool) -> None:
+    model = build_model(replace(plan(tiny_model), lora=LoraPlan(4, 8, 0.0, ["q_proj"], rslora=rslora)))
+    layer = model.model.base_model.model.model.layers[0].self_attn.q_proj
+    assert layer.scaling["default"] == (4.0 if rslora else 2.0)
+    config = peft_config(model)
+    assert config is not None
+    assert config["use_rslora"] is rslora
 
 
 def test_a_4_bit_base_trains(tiny_model: Path) -> None:
@@ -140,7 +185,7 @@ def test_a_4_bit_base_trains(tiny_model: Path) -> None:
         torch.from_numpy(batch.input_ids), torch.from_numpy(batch.labels), torch.from_numpy(batch.position_ids)
     )
     loss.backward()
-    gradients = [p.grad for name, p in adapter_parameters(model).items() if "lora_B" in name]
+    gradients = [p.grad for name, p in trained_parameters(model).items() if "lora_B" in name]
     assert all(gradient is not None and gradient.any() for gradient in gradients)
     assert {type(m).__name__ for m in model.modules() if "4bit" in type(m).__name__} == {"Linear4bit"}
 
@@ -150,6 +195,8 @@ def test_faults_name_what_is_wrong(tiny_model: Path, tmp_path: Path) -> None:
         build_model(replace(plan(tiny_model), base=tmp_path))
     with pytest.raises(ModelError, match="target_modules"):
         build_model(replace(plan(tiny_model), lora=LoraPlan(4, 8, 0.0, ["no_such_module"])))
+    with pytest.raises(ModelError, match=r"lora_embedding_A.* is no linear module's; name linear modules alone"):
+        build_model(replace(plan(tiny_model), lora=LoraPlan(4, 8, 0.0, ["embed_tokens"])))
 
 
 def test_auto_dtype_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
