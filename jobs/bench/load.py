@@ -11,6 +11,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,10 +79,7 @@ async def ask(address: Address, call: Call) -> Answer:
     }
     try:
         async with asyncio.timeout(TIMEOUT_S):
-            reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
-            try:
-                writer.write(_request(address, "POST", "/v1/chat/completions", body))
-                status, headers = await _head(reader)
+            async with _sent(address, "POST", "/v1/chat/completions", body) as (status, headers, reader):
                 version = headers.get(VERSION_HEADER)
                 if status != 200:
                     text = b"".join([part async for part in _parts(reader, headers)])
@@ -102,8 +100,6 @@ async def ask(address: Address, call: Call) -> Answer:
                     if said:
                         arrivals.append(now)
                         texts.append(said)
-            finally:
-                writer.close()
         if not ended or not arrivals or not tokens:
             error = "the stream broke off"
     except TimeoutError:
@@ -119,16 +115,12 @@ async def fetch(address: Address, method: str, path: str, body: dict[str, Any] |
     Raises:
         OSError: the server does not listen, or breaks off.
     """
-    reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
     try:
-        writer.write(_request(address, method, path, body))
-        status, headers = await _head(reader)
-        text = b"".join([part async for part in _parts(reader, headers)])
-        return status, json.loads(text) if headers.get("content-type", "").startswith("application/json") else None
+        async with _sent(address, method, path, body) as (status, headers, reader):
+            text = b"".join([part async for part in _parts(reader, headers)])
     except EOFError as error:
         raise OSError("the server broke off") from error
-    finally:
-        writer.close()
+    return status, json.loads(text) if headers.get("content-type", "").startswith("application/json") else None
 
 
 async def run_calls(address: Address, calls: Sequence[Call], streams: int) -> tuple[float, list[Answer]]:
@@ -180,18 +172,25 @@ def percentile(values: Sequence[float], share: int) -> float:
     return sorted(values)[max(math.ceil(share * len(values) / 100), 1) - 1]
 
 
-def _request(address: Address, method: str, path: str, body: dict[str, Any] | None) -> bytes:
+@asynccontextmanager
+async def _sent(
+    address: Address, method: str, path: str, body: dict[str, Any] | None
+) -> AsyncIterator[tuple[int, dict[str, str], asyncio.StreamReader]]:
+    """Sends a request on a connection of its own, and reads the head of the answer."""
     data = b"" if body is None else json.dumps(body).encode()
     lines = [f"{method} {path} HTTP/1.1", f"Host: 127.0.0.1:{address.port}", "Connection: close"]
     lines += [f"Content-Length: {len(data)}", "Content-Type: application/json"]
     lines += [f"Authorization: Bearer {address.key}"] if address.key else []
-    return "\r\n".join([*lines, "", ""]).encode() + data
-
-
-async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
-    pairs = (line.partition(":") for line in lines)
-    return int(first.split()[1]), {name.lower(): value.strip() for name, _, value in pairs}
+    reader, writer = await asyncio.open_connection("127.0.0.1", address.port)
+    try:
+        writer.write("\r\n".join([*lines, "", ""]).encode() + data)
+        first, *fields = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").strip().split("\r\n")
+        pairs = (field.partition(":") for field in fields)
+        yield int(first.split()[1]), {name.lower(): value.strip() for name, _, value in pairs}, reader
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
 
 
 async def _parts(reader: asyncio.StreamReader, headers: dict[str, str]) -> AsyncIterator[bytes]:
