@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +25,7 @@ from jobs.bench.serve_adapters import measure_adapters
 from jobs.bench.serve_peers import BASE_ID, PEERS, Setup, running
 from jobs.bench.serve_swap import measure_swap
 from jobs.demo_model import prepare_demo_model
+from jobs.serve import TERMINATED
 from serve.registry import Registry
 
 DESCRIPTION = """Measure the endpoint against bare vLLM and against Ray Serve LLM's own application, then swaps of an
@@ -48,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.base == DEMO_BASE:
         prepare_demo_model(arguments.base)
+    # Ended from outside, it still stops the servers that it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="raysft-bench-") as folder:
         setup = Setup(arguments.base.absolute(), Path(folder))
