@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+import ray
 from pydantic import BaseModel, ValidationError
 from ray import serve
 from ray.serve.llm import LLMConfig
@@ -28,6 +30,7 @@ from serve.errors import BadRequestError, Failure, VersionRefusedError, failure_
 from serve.gather import gathered
 from serve.items import ERROR, EventJoiner, Final, Item, Usage
 from serve.loader import AdapterLoader
+from serve.relay import Relay, Ticket
 from serve.requests import Route
 from serve.traffic import Target
 from sft.errors import RaysftError
@@ -48,6 +51,7 @@ class EngineServer(LLMServer):
     """One replica: a vLLM engine and the versions that it has loaded."""
 
     async def __init__(self, llm_config: LLMConfig, *, model_downloader: Any) -> None:  # type: ignore[misc]  # as Ray has it
+        self._relay = None if _encrypted() else Relay(ray.util.get_node_ip_address())
         self._admission: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         await super().__init__(llm_config, model_downloader=model_downloader)
         # Ray 2.60 looks for the tokenizer routes under the name that they had before vLLM 0.29.
@@ -55,15 +59,35 @@ class EngineServer(LLMServer):
         if engine._oai_serving_tokenization is None:
             engine._oai_serving_tokenization = engine._app_state.serving_tokenization
 
-    async def answer(self, route: Route, body: dict[str, Any], target: Target, request_id: str) -> AsyncIterator[Item]:
+    async def answer(
+        self, route: Route, body: dict[str, Any], target: Target, request_id: str
+    ) -> AsyncIterator[Item | Ticket]:
         """Answers one request by exactly one target. The caller names the target's engine id as multiplexed model.
 
         A caller that stops reading, or cancels, stops the engine's work on the request.
 
         Yields:
-            One `Final` with a JSON text; or, for a streamed request, texts of server-sent events and a `Final`; or a
-            `Failure` as the last item.
+            One `Final` with a JSON text; or, for a streamed request, perhaps a `Ticket`, then those texts of
+            server-sent events that the ticket's holder has not read, and a `Final`; or a `Failure` as the last item.
         """
+        async with aclosing(self._answer(route, body, target, request_id)) as items:
+            if not (self._relay and body.get("stream") is True):
+                async for item in items:
+                    yield item
+                return
+            async with self._relay.sender() as sender:
+                yield sender.ticket
+                async for item in items:
+                    if isinstance(item, str):
+                        if not await sender.send(item):
+                            yield item
+                        continue
+                    sender.close()
+                    yield item
+
+    async def _answer(
+        self, route: Route, body: dict[str, Any], target: Target, request_id: str
+    ) -> AsyncGenerator[Item, None]:
         try:
             request = _request(route, {**body, "model": target.engine_id}, request_id)
             # Closed by name: the engine must hear at once that nobody reads on, not when the garbage is collected.
@@ -98,6 +122,11 @@ class EngineServer(LLMServer):
             except ValueError as error:
                 logger.exception("the engine cannot load %s for request %s", target, request_id)
                 raise VersionRefusedError(f"{target} cannot be served: the engine refused to load it") from error
+
+
+def _encrypted() -> bool:
+    """Whether what goes from node to node on this cluster must be encrypted, which only Ray's own calls are."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "false", "")
 
 
 def _request(route: Route, body: dict[str, Any], request_id: str) -> BaseModel:
