@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any, Protocol
 
 from ray.exceptions import RayError
@@ -13,6 +14,7 @@ from ray.serve.handle import DeploymentHandle
 
 from serve.errors import FullError, NotReadyError, failure_of
 from serve.items import Item
+from serve.relay import Ticket, texts
 from serve.requests import Route
 from serve.traffic import Target
 
@@ -49,6 +51,11 @@ class ServeEngine:
         ended = False
         try:
             async for item in items:
+                if isinstance(item, Ticket):
+                    async with aclosing(texts(item)) as relayed:
+                        async for text in relayed:
+                            yield text
+                    continue
                 ended = not isinstance(item, str)
                 yield item
         except BackPressureError:

@@ -26,11 +26,13 @@ from serve.catalogue import Catalogue
 from serve.config import ServeConfig
 from serve.errors import BadRequestError, Failure, NotReadyError, VersionRefusedError, failure_of
 from serve.fleet import Holding, ReplicaStatus
+from serve.gather import gathered
 from serve.items import ERROR, EventJoiner, Final, Item, Usage
 from serve.loader import AdapterLoader, Loaded
 from serve.probe import prove
 from serve.pulse import Pulse
 from serve.registry import Registry
+from serve.relay import Relay, Ticket
 from serve.requests import Route
 from serve.residents import Residents
 from serve.slots import Slots
@@ -43,6 +45,8 @@ DEPLOYMENT = "engine"
 HEALTH_PERIOD_S = 10.0
 FOLLOW_S = 0.5
 """How often a replica looks whether other versions are wanted."""
+HAND_OVER_S = 0.02
+"""The shortest time between two hand-overs of a stream to its gateway: tokens that come faster travel together."""
 
 logger = logging.getLogger("ray.serve")
 
@@ -55,6 +59,7 @@ class EngineServer(LLMServer):
         self._loader = AdapterLoader(config.registry, config.base, config.id, config.engine.max_lora_rank)
         self._catalogue = Catalogue(config.id, partial(Registry.open, config.registry))
         self._residents = Residents(self._load_version, self._unload_version, config.engine.resident_versions)
+        self._relay = Relay()
         self._generations: Mapping[str, int] = {}
         await super().__init__(llm_config)
         # Ray 2.60 looks for the tokenizer routes under the name that they had before vLLM 0.29.
@@ -66,15 +71,35 @@ class EngineServer(LLMServer):
         await self._reconcile()
         self._following = asyncio.create_task(self._follow())
 
-    async def answer(self, route: Route, body: dict[str, Any], target: Target, request_id: str) -> AsyncIterator[Item]:
+    async def answer(
+        self, route: Route, body: dict[str, Any], target: Target, request_id: str
+    ) -> AsyncIterator[Item | Ticket]:
         """Answers one request by exactly one target, which this replica holds until the last token.
 
         A caller that stops reading, or cancels, stops the engine's work on the request.
 
         Yields:
-            One `Final` with a JSON text; or, for a streamed request, texts of server-sent events and a `Final`; or a
-            `Failure` as the last item.
+            One `Final` with a JSON text; or, for a streamed request, perhaps a `Ticket`, then those texts of
+            server-sent events that the ticket's holder has not read, and a `Final`; or a `Failure` as the last item.
         """
+        async with aclosing(self._answer(route, body, target, request_id)) as items:
+            if body.get("stream") is not True:
+                async for item in items:
+                    yield item
+                return
+            async with self._relay.sender() as sender:
+                yield sender.ticket
+                async for item in items:
+                    if isinstance(item, str):
+                        if not await sender.send(item):
+                            yield item
+                        continue
+                    sender.close()
+                    yield item
+
+    async def _answer(
+        self, route: Route, body: dict[str, Any], target: Target, request_id: str
+    ) -> AsyncGenerator[Item, None]:
         try:
             with self._pulse.work():
                 async with self._held(target) as loaded:
@@ -117,6 +142,10 @@ class EngineServer(LLMServer):
         """Called by Serve; raises where the engine is dead, or has work and makes no progress."""
         await super().check_health()
         await self._pulse.check()
+
+    def _batch_output_stream(self, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[list[Any], None]:
+        """Called by Ray's server for streams. Its own batches wait for a timer, which holds the first token up, too."""
+        return gathered(generator, HAND_OVER_S)
 
     def _held(self, target: Target) -> Any:
         return nullcontext() if target.version is None else self._residents.use(target.version)

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import httpx
 import pytest
 
 from serve.registry import Registry
+from serve.relay import Relay
 from serve.versions import VersionId
 from tests.bundles import tiny_bundle
 from tests.registries import filled_registry, made_bundle
@@ -17,6 +18,14 @@ from tests.serve.stand_in import StandIn, client_of, gateway_app
 @pytest.fixture
 def engine() -> StandIn:
     return StandIn()
+
+
+@pytest.fixture
+async def relay() -> AsyncIterator[Relay]:
+    made = Relay()
+    yield made
+    if made._server:
+        made._server.close()
 
 
 @pytest.fixture

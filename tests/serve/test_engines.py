@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -11,6 +12,7 @@ from ray.serve.exceptions import BackPressureError
 from serve.engines import ServeEngine
 from serve.errors import Failure
 from serve.items import Final, Item
+from serve.relay import Relay, Sender, Ticket
 from serve.traffic import Target
 from serve.versions import VersionId
 
@@ -82,6 +84,58 @@ async def test_an_answer_that_is_left_is_cancelled() -> None:
     handle = Handle("a", END)
     assert await items(handle, stop_after=1) == ["a"]
     assert handle.given.cancelled == 1
+
+
+class Streaming:
+    """A replica's answer as its handle gives it: a ticket, texts on the connection, and the end through the handle."""
+
+    def __init__(self, relay: Relay, last: Item | Exception) -> None:
+        self._relay, self._last, self.cancelled = relay, last, 0
+
+    def options(self, **_: Any) -> Streaming:
+        return self
+
+    @property
+    def answer(self) -> Streaming:
+        return self
+
+    def remote(self, *_: Any) -> Streaming:
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+    async def __aiter__(self) -> AsyncIterator[Item | Ticket]:
+        async with self._relay.sender() as sender:
+            yielded = asyncio.create_task(self._send(sender))
+            yield sender.ticket
+            await yielded
+        if isinstance(self._last, Exception):
+            raise self._last
+        yield self._last
+
+    async def _send(self, sender: Sender) -> None:
+        while sender._writer is None:
+            await asyncio.sleep(0.001)
+        for text in ("data: 1\n\n", "data: 2\n\n"):
+            assert await sender.send(text)
+            await asyncio.sleep(0.01)
+        sender.close()
+
+
+async def test_a_ticket_is_followed_and_the_end_comes_through_the_handle(relay: Relay) -> None:
+    handle = Streaming(relay, END)
+    assert await items(handle) == ["data: 1\n\n", "data: 2\n\n", END]
+    assert handle.cancelled == 0
+
+
+async def test_a_streaming_engine_that_is_lost_is_a_failure_and_one_that_is_left_is_cancelled(relay: Relay) -> None:
+    lost = await items(Streaming(relay, RayActorError()))
+    assert lost[:2] == ["data: 1\n\n", "data: 2\n\n"]
+    assert isinstance(lost[2], Failure)
+    handle = Streaming(relay, END)
+    assert await items(handle, stop_after=1) == ["data: 1\n\n"]
+    assert handle.cancelled == 1
 
 
 @pytest.mark.parametrize(

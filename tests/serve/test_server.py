@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from ray.serve.llm.deployment import LLMServer
 
 from serve.config import ServeConfig
 from serve.errors import BadRequestError, Failure
 from serve.items import DONE, EventJoiner, Final, Usage
 from serve.loader import Loaded
 from serve.requests import Route
-from serve.server import _items, _names, _relabel, _request, llm_config
+from serve.server import EngineServer, _items, _names, _relabel, _request, llm_config
 from serve.traffic import Target
 from serve.versions import VersionId
 
@@ -238,3 +239,8 @@ def test_a_gpu_config_for_the_engine() -> None:
     assert made.engine_kwargs["gpu_memory_utilization"] == 0.9
     assert made.engine_kwargs["seed"] == 7
     assert made.deployment_config["autoscaling_config"]["max_replicas"] == 3
+
+
+def test_streams_are_gathered_by_us_and_not_by_rays_timer() -> None:
+    replaced = getattr(LLMServer, "_batch_output_stream", None)  # Ray calls it under this name
+    assert replaced not in (None, EngineServer._batch_output_stream)
