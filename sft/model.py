@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sft import loss
+from sft.branches import branch_inputs, trie_of, use_branches
 from sft.errors import ModelError
 from sft.hardware import cpu_has_bfloat16
+from sft.lora_linear import fuse_lora
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 
@@ -51,6 +53,8 @@ class LossModel(nn.Module):
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
         self.model = model
+        # Dropout draws anew for every token, so under it no two documents have a beginning in common.
+        self._branches = use_branches(model.get_base_model()) and not _drops(model)
 
     def forward(
         self,
@@ -62,43 +66,42 @@ class LossModel(nn.Module):
     ) -> Tensor:
         """Returns the cross-entropy sum, a float32 scalar; arguments as in `sft.batch.MicroBatch`."""
         wanted = loss.targets(labels)
+        shifted = None if weights is None else loss.target_weights(weights)
+        extra: dict[str, Any] = {"attention_mask": attention_mask}
+        if self._branches:
+            trie = trie_of(input_ids, wanted, position_ids, attention_mask)
+            input_ids, wanted, position_ids = (
+                tensor.flatten()[trie.tokens][None] for tensor in (input_ids, wanted, position_ids)
+            )
+            shifted = None if shifted is None else shifted.flatten()[trie.tokens][None]
+            extra = branch_inputs(trie)
         positions = loss.trained_positions(wanted)
         # use_cache=False is what isolates the documents of a packed row; see docs/training.md.
         output = self.model(
             input_ids=input_ids,
             position_ids=position_ids,
-            attention_mask=attention_mask,
             use_cache=False,
             logits_to_keep=positions,
+            **extra,
         )
-        shifted = None if weights is None else loss.target_weights(weights)[:, positions]
-        return loss.cross_entropy_sum(output.logits, wanted[:, positions], shifted)
+        return loss.cross_entropy_sum(
+            output.logits, wanted[:, positions], None if shifted is None else shifted[:, positions]
+        )
 
 
-def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu") -> LossModel:
+def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu", base: Any = None) -> LossModel:
     """Loads the base, freezes it and adds a fresh adapter (A random by torch's current seed, B zero).
+
+    Args:
+        plan: what to build.
+        device: where it will run.
+        base: the base model, where it is not to be loaded from the plan's folder.
 
     Raises:
         ModelError: the base cannot be loaded, or no module fits `target_modules`.
     """
-    dtype = resolve_dtype(plan.dtype, torch.device(device))
-    extra: dict[str, Any] = {}
-    if plan.quantization == "nf4":
-        extra["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=dtype,
-        )
-        extra["device_map"] = {"": device}
-    try:
-        base: Any = AutoModelForCausalLM.from_pretrained(
-            plan.base, dtype=dtype, attn_implementation=plan.attention, **extra
-        )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ModelError(f"{plan.base}: the base model cannot be loaded ({error})") from error
-    if plan.quantization != "none":
-        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    if base is None:
+        base = _load(plan, device)
     targets = plan.lora.target_modules
     try:
         model = get_peft_model(
@@ -121,7 +124,34 @@ def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu") -> LossM
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+    fuse_lora(model)
     return LossModel(model)
+
+
+def _load(plan: ModelPlan, device: torch.device | str) -> Any:
+    dtype = resolve_dtype(plan.dtype, torch.device(device))
+    extra: dict[str, Any] = {}
+    if plan.quantization == "nf4":
+        extra["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        extra["device_map"] = {"": device}
+    try:
+        base: Any = AutoModelForCausalLM.from_pretrained(
+            plan.base, dtype=dtype, attn_implementation=plan.attention, **extra
+        )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        raise ModelError(f"{plan.base}: the base model cannot be loaded ({error})") from error
+    if plan.quantization != "none":
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    return base
+
+
+def _drops(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
