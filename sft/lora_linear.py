@@ -25,7 +25,7 @@ class LoraLinear(Linear):  # type: ignore[misc]
             return made
         down, up, scale = plain
         base = self.get_base_layer()
-        output: Tensor = _Product.apply(x, base.weight, base.bias, down, up, scale)
+        output: Tensor = _Product.apply(x, base.weight, base.bias, down, up, scale)  # type: ignore[no-untyped-call]
         return output
 
     def _plain(self) -> tuple[Tensor, Tensor, float] | None:

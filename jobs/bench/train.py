@@ -153,9 +153,10 @@ def _run(name: str, folder: Path, base: Path, work: Any) -> dict[str, Any]:
     folder.mkdir()
     begin = time.time()
     command = [sys.executable, "-m", "jobs.bench.train", "--one", name, "--folder", str(folder), "--base", str(base)]
-    cores = str(len(os.sched_getaffinity(0)))
-    environment = {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": cores, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
+    # Each contender sets its own threads; a number from outside would hold for every one of Ray's workers.
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     whole = time.time() - begin
     if done.returncode:
         raise BenchmarkError(f"{name} failed:\n{done.stderr.strip()[-2000:]}")

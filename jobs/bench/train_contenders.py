@@ -72,7 +72,7 @@ def first_adapter(base: Path, path: Path) -> None:
 
 
 def ours(work: Workload, base: Path, folder: Path, _: int) -> Told:
-    """Our loop in one process: no Ray, no other worker."""
+    """Our loop in one process: no Ray, no other worker, and all packs of a step in one pass."""
     import torch
 
     from sft.batch import WorkerBatch, worker_batch
@@ -83,7 +83,7 @@ def ours(work: Workload, base: Path, folder: Path, _: int) -> Told:
 
     one_process("cpu")
     torch.manual_seed(SEED)
-    plan = EnginePlan(0, False, False, 1, PACKS_A_STEP, RATE, (0.9, 0.999), 0.0, 1.0)
+    plan = EnginePlan(0, False, False, PACKS_A_STEP, 1, RATE, (0.9, 0.999), 0.0, 1.0)
     engine = Engine(build_model(model_plan(base)), plan, workers=1, device=torch.device("cpu"))
     count = len(work.steps)
 
@@ -97,8 +97,8 @@ def ours(work: Workload, base: Path, folder: Path, _: int) -> Told:
                 after=(number + 1) / count,
                 rank=0,
                 workers=1,
-                micro_batch_size=1,
-                accumulation=PACKS_A_STEP,
+                micro_batch_size=PACKS_A_STEP,
+                accumulation=1,
                 layout="packed",
                 pad_id=0,
             )

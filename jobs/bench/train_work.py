@@ -63,4 +63,4 @@ def flop_of(config: Any, trained_share: float) -> float:
     head = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
     queries, keys = config.num_attention_heads * head, config.num_key_value_heads * head
     layer = hidden * (2 * queries + 2 * keys) + 3 * hidden * inner
-    return 4.0 * (layer * config.num_hidden_layers + trained_share * hidden * config.vocab_size)
+    return 4.0 * float(layer * config.num_hidden_layers + trained_share * hidden * config.vocab_size)
