@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from sft import loss, pissa
+from sft.branches import branch_inputs, trie_of, use_branches
 from sft.errors import ModelError
 from sft.hardware import cpu_has_bfloat16
 from sft.head import LossHead, fit_head
+from sft.lora_linear import fuse_lora
 from sft.mask import UNTRAINED
 from sft.neftune import noise
 
@@ -76,6 +78,9 @@ class LossModel(nn.Module):
         """Seed of the noise; the training loop sets it for each step."""
         self._autocast = autocast
         self._alpha = neftune_alpha
+        base = model.get_base_model() if isinstance(model, PeftModel) else model
+        # Dropout and noise draw anew for every token, so under them no two documents have a beginning in common.
+        self._branches = not neftune_alpha and not _drops(model) and use_branches(base)
 
     def forward(
         self,
@@ -89,12 +94,20 @@ class LossModel(nn.Module):
         wanted = loss.targets(labels)
         shifted = None if weights is None else loss.target_weights(weights)
         with self._precision(input_ids.device.type):
+            extra: dict[str, Any] = {"attention_mask": attention_mask}
+            if self._branches:
+                trie = trie_of(input_ids, wanted, position_ids, attention_mask)
+                input_ids, wanted, position_ids = (
+                    tensor.flatten()[trie.tokens][None] for tensor in (input_ids, wanted, position_ids)
+                )
+                shifted = None if shifted is None else shifted.flatten()[trie.tokens][None]
+                extra = branch_inputs(trie)
             # use_cache=False is what isolates the documents of a packed row; see docs/training.md.
             inputs = {
                 **self._inputs(input_ids, position_ids, attention_mask),
                 "position_ids": position_ids,
-                "attention_mask": attention_mask,
                 "use_cache": False,
+                **extra,
             }
             causal = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
             head = causal.get_output_embeddings()
@@ -120,16 +133,21 @@ class LossModel(nn.Module):
         return torch.autocast(device, self._autocast, cache_enabled=False) if self._autocast else nullcontext()
 
 
-def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu") -> LossModel:
+def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu", base: Any = None) -> LossModel:
     """Loads the base, and makes all its weights trainable or freezes it and adds a fresh adapter.
 
     An adapter starts as `LoraPlan.init` says: A random by torch's current seed and B zero, or PiSSA's.
+
+    Args:
+        plan: what to build.
+        device: where it will run.
+        base: the base model, where it is not to be loaded from the plan's folder.
 
     Raises:
         ModelError: the base cannot be loaded, or `lora` does not fit it.
     """
     dtype = resolve_dtype(plan.dtype, torch.device(device))
-    base = _load(plan, dtype, device)
+    base = _load(plan, dtype, device) if base is None else base
     model = base if plan.method == "full" else _adapted(base, plan, device)
     if plan.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
@@ -188,7 +206,12 @@ def _adapted(base: Any, plan: ModelPlan, device: torch.device | str) -> PeftMode
             raise ModelError(f"lora.target_modules {targets}: {name} is no linear module's; name linear modules alone")
     if lora.init.startswith("pissa"):
         pissa.start(model, lora.init, device)
+    fuse_lora(model)
     return model
+
+
+def _drops(model: nn.Module) -> bool:
+    return any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
 
 
 def resolve_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:

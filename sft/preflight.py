@@ -25,6 +25,7 @@ from sft.data import DataPlan, here, plan_data, prepare_rows
 from sft.engine import BUCKET
 from sft.errors import ModelError, RaysftError, StorageError
 from sft.hardware import cpu_has_bfloat16
+from sft.head import CHUNK
 from sft.memory import GIB, GPUS, TIGHT, WITHOUT_BFLOAT16, Estimate, MemoryPlan, estimate, remedies
 from sft.nodes import Node, differences, nodes, versions
 from sft.run import check_run, run_folder
@@ -132,7 +133,7 @@ def _made(name: str, check: Check) -> list[Finding]:
 
 
 def _config(config: TrainConfig) -> Iterator[Finding]:
-    train, workers = config.train, config.scaling.num_workers
+    train, workers = config.train, config.scaling.workers.max
     steps = accumulation_steps(train.global_batch_size, workers, train.micro_batch_size)
     goes_on = check_run(config)
     yield Finding(
@@ -260,7 +261,7 @@ def _here(config: TrainConfig) -> Finding:
 
     if not config.scaling.use_gpu:
         return Finding("cluster", "ok", f"a Ray is started here, on {os.cpu_count()} CPU(s), for no address is set")
-    found, wanted = torch.cuda.device_count(), config.scaling.num_workers
+    found, wanted = torch.cuda.device_count(), config.scaling.workers.min
     if found < wanted:
         remedy = "name a cluster in ray.address, submit the run as a job, or set scaling.use_gpu false"
         return Finding("cluster", "fault", f"the run needs {wanted} GPU(s), and this machine has {found}", remedy)
@@ -284,7 +285,7 @@ def _versions(found: Sequence[Node], each: dict[str, float]) -> Iterator[Finding
 
 
 def _room(config: TrainConfig, found: Sequence[Node], each: dict[str, float]) -> Finding:
-    wanted = config.scaling.num_workers
+    wanted = config.scaling.workers.min
     asked = f"{wanted} worker(s) of {', '.join(f'{amount:g} {name}' for name, amount in each.items())}"
     rooms = [node.room(each) for node in found]
     total = {name: sum(node.resources.get(name, 0.0) for node in found) for name in each}
@@ -372,11 +373,22 @@ def memory_plan(config: TrainConfig, trained_share: float) -> MemoryPlan:
         zero_stage=engine.zero_stage,
         offload_optimizer=engine.offload_optimizer,
         offload_parameters=engine.offload_parameters,
-        workers=config.scaling.num_workers,
+        workers=config.scaling.workers.min,
         micro_batch_size=train.micro_batch_size,
         max_length=config.data.max_length,
         packed=train.layout == "packed",
         trained_share=trained_share,
         gpu=config.scaling.use_gpu,
         bucket=BUCKET,
+        dora=lora.dora,
+        full=train.method == "full",
+        logits_at_once=CHUNK,
+        fused=_fused(config),
     )
+
+
+def _fused(config: TrainConfig) -> bool:
+    """Whether the adapter's layers are `sft.lora_linear`'s, which keep less than PEFT's."""
+    lora = config.lora
+    plain = not (lora.dropout or lora.dora or lora.init.startswith("pissa"))
+    return plain and config.model.quantization == "none" and config.deepspeed.zero_stage < 3

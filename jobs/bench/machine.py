@@ -47,10 +47,14 @@ class Watch:
     """Samples the memory of this process and all its children, and keeps the peak.
 
     Memory is counted as proportional set size: what processes share is counted once.
+
+    Args:
+        every: seconds between two samples; one takes some milliseconds for each process.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: float = SAMPLE_SECONDS) -> None:
         self.peak_bytes = 0
+        self._every = every
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -70,5 +74,5 @@ class Watch:
                 with suppress(psutil.Error):
                     total += process.memory_full_info().pss
             self.peak_bytes = max(self.peak_bytes, total)
-            if self._stop.wait(SAMPLE_SECONDS):
+            if self._stop.wait(self._every):
                 return

@@ -200,7 +200,8 @@ async def _publish(address: Address, setup: Setup, registry: Registry) -> dict[s
     The server has one engine, so the first answer is that of all replicas. What the first takes longer than the second
     is the download, the verification and the engine's load.
     """
-    first, again = [], []
+    first: list[float] = []
+    again: list[float] = []
     for seed in range(VERSIONS, VERSIONS + PUBLISHED):
         bundle = _bundle(setup, seed)
         version = await asyncio.to_thread(registry.publish, bundle, NAME)

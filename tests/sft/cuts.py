@@ -22,7 +22,7 @@ from sft.batch import Layout, WorkerBatch, deal, worker_batch
 from sft.engine import Engine, EnginePlan, ParameterState
 from sft.loop import BadStep, LoopPlan, _tensors, run_loop
 from sft.mask import UNTRAINED, Example
-from sft.model import LoraPlan, LossModel, ModelPlan, adapter_parameters, build_model
+from sft.model import LoraPlan, LossModel, ModelPlan, build_model, trained_parameters
 from sft.schedule import Cosine
 from tests.sft.steps import examples
 
@@ -109,7 +109,7 @@ def whole_gradients(model: LossModel, rows: list[list[Example]]) -> dict[str, Te
     batch = share(alone, 0, 0, 1, len(alone), 1, "padded")
     model.zero_grad()
     (model(**_tensors(batch.micro_batches[0], torch.device("cpu"))) * loss.normaliser(batch.weight, 1)).backward()
-    return _copied({name: parameter.grad for name, parameter in adapter_parameters(model).items()})
+    return _copied({name: parameter.grad for name, parameter in trained_parameters(model).items()})
 
 
 def _copied(gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ def cut_gradients(engine: Engine, batch: WorkerBatch) -> dict[str, Tensor]:
             engine.step()
     found = {
         name: parameter.grad if engine.plan.zero_stage == 0 else safe_get_full_grad(parameter)
-        for name, parameter in adapter_parameters(engine.module).items()
+        for name, parameter in trained_parameters(engine.module).items()
     }
     copied = _copied(found)
     engine.step()
