@@ -62,11 +62,11 @@ def first_adapter(base: Path, path: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from sft.model import adapter_parameters, build_model
+    from sft.model import build_model, trained_parameters
 
     torch.manual_seed(SEED)
     save_file(
-        {name: value.data.contiguous() for name, value in adapter_parameters(build_model(model_plan(base))).items()},
+        {name: value.data.contiguous() for name, value in trained_parameters(build_model(model_plan(base))).items()},
         path,
     )
 
@@ -113,6 +113,7 @@ def ours(work: Workload, base: Path, folder: Path, _: int) -> Told:
         start=0,
         report=lambda report: told.step(report.loss),
         save=lambda *_: _keep(engine.module, folder),
+        bad=lambda _: "no file",
     )
     return told
 
@@ -284,10 +285,10 @@ def held_out_loss(work: Workload, base: Path, adapter: Path) -> float:
     from safetensors.torch import load_file
 
     from sft.batch import collate
-    from sft.model import adapter_parameters, build_model
+    from sft.model import build_model, trained_parameters
 
     model = build_model(model_plan(base)).eval()
-    own = adapter_parameters(model)
+    own = trained_parameters(model)
     total = 0.0
     with torch.no_grad():
         for name, value in load_file(adapter).items():

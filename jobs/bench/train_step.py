@@ -112,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from jobs.bench.train_contenders import one_process
     from sft.engine import Engine, EnginePlan
     from sft.loop import LoopPlan, run_loop
-    from sft.model import adapter_parameters
+    from sft.model import trained_parameters
     from sft.schedule import Cosine
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -134,7 +134,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
     loop = LoopPlan(None, count, Cosine(1e-4, 1e-4, 0.0), 0, None)
     batches = _batches(arguments, config.vocab_size, count)
-    run_loop(engine, loop, batches, rank=0, start=0, report=report, save=lambda *_: None)
+    run_loop(engine, loop, batches, rank=0, start=0, report=report, save=lambda *_: None, bad=lambda _: "no file")
     seconds = [after - before for before, after in itertools.pairwise(ends[WARM_STEPS - 1 :])]
     rate = arguments.length * arguments.packs / statistics.median(seconds)
     name = str(dtype).removeprefix("torch.")
@@ -151,7 +151,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "precision": name,
         "attention": attention,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "trained_parameters": sum(parameter.numel() for parameter in adapter_parameters(model).values()),
+        "trained_parameters": sum(parameter.numel() for parameter in trained_parameters(model).values()),
         **{key: value for key, value in vars(arguments).items() if key != "out"},
         "device": torch.cuda.get_device_name() if device.type == "cuda" else machine()["cpu"],
         "machine": machine(),

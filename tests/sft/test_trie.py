@@ -12,7 +12,7 @@ from torch import Tensor
 from sft.batch import Layout, collate
 from sft.loss import targets
 from sft.mask import UNTRAINED, Example
-from sft.model import LossModel, adapter_parameters
+from sft.model import LossModel, trained_parameters
 from sft.trie import make_trie
 
 N = UNTRAINED
@@ -70,7 +70,7 @@ def adapted(kind: str, *, branches: bool) -> LossModel:
     assert model._branches
     model._branches = branches
     with torch.no_grad():
-        for parameter in adapter_parameters(model).values():
+        for parameter in trained_parameters(model).values():
             parameter.normal_(0, 0.1)
     return model
 
@@ -83,7 +83,7 @@ def gradients(model: LossModel, rows: list[Example], layout: Layout) -> dict[str
     loss = model(*(None if array is None else torch.tensor(array) for array in arrays))
     loss.backward()
     found = {"loss": loss.detach()}
-    for name, parameter in adapter_parameters(model).items():
+    for name, parameter in trained_parameters(model).items():
         assert parameter.grad is not None
         found[name] = parameter.grad.clone()
     return found
