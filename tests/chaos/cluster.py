@@ -115,7 +115,7 @@ def until(done: Callable[[], object], otherwise: str, seconds: float = 180) -> N
 
 @contextmanager
 def chaos_cluster(folder: Path) -> Iterator[Chaos]:
-    """Starts two raylets of three CPUs each, and ends them."""
+    """Starts two raylets, of four and of three CPUs, and ends them."""
     import ray
     from ray.cluster_utils import Cluster
 

@@ -172,8 +172,8 @@ def test_a_lost_node(chaos: Chaos, whole: Whole, tmp_path: Path, tiny_model: Pat
 
 
 def test_workers_come_and_go(chaos: Chaos, whole: Whole, tmp_path: Path, tiny_model: Path) -> None:
-    """Three CPUs a worker: one on each node. The second node goes after an epoch's half, and comes back."""
-    scaling = {"num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 2, "resize_interval_s": 2}
+    """Each node has room for one worker, and the first one for the data beside it; the second one goes and comes."""
+    scaling = {"num_workers": {"min": 1, "max": 2}, "cpus_per_worker": 2.5, "resize_interval_s": 2}
     made = run_config(tmp_path, tiny_model, scaling=scaling)
     chaos.slow(2.0)
     try:
