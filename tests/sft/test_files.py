@@ -108,7 +108,7 @@ def test_every_kind_gives_the_same_rows(tmp_path: Path, kind: str, packing: str,
 
 
 def test_a_name_may_be_in_capitals(tmp_path: Path) -> None:
-    assert parsed(put(tmp_path / "X.JSONL.GZ", gzip.compress(as_lines(ROWS)))) == ROWS
+    assert parsed(put(tmp_path / "X.JSONL.GZ", gzip.compress(as_lines(ROWS), mtime=0))) == ROWS
 
 
 def test_tables_are_small_and_say_where_rows_come_from(tmp_path: Path) -> None:
@@ -327,7 +327,7 @@ def test_what_is_missing_or_unknown_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl.gz", gzip.compress(as_lines(ROWS))[:-12], "damaged or cut short"),
+        ("a.jsonl.gz", gzip.compress(as_lines(ROWS), mtime=0)[:-12], "damaged or cut short"),
         ("a.jsonl.bz2", bz2.compress(as_lines(ROWS))[:-12], "damaged or cut short"),
         ("a.jsonl.xz", lzma.compress(as_lines(ROWS))[:-12], "damaged or cut short"),
         ("a.jsonl.xz", b"junk", "damaged or cut short"),
@@ -337,7 +337,7 @@ def test_what_is_missing_or_unknown_is_said(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1junk", "damaged or cut short"),
         ("a.parquet", as_parquet(ROWS)[:-12], "damaged or cut short"),
         ("a.parquet", b"", "damaged or cut short"),
-        ("a.jsonl", gzip.compress(as_lines(ROWS)), "a gzip file; let its name end in .gz"),
+        ("a.jsonl", gzip.compress(as_lines(ROWS), mtime=0), "a gzip file; let its name end in .gz"),
         ("a.csv", as_parquet(ROWS), "a Parquet file"),
         ("a.csv", b"PK\x03\x04", "a zip archive or a spreadsheet"),
         ("a.jsonl", json.dumps(ROWS[0]).encode("utf-16"), "UTF-16 text; convert it to UTF-8"),
@@ -359,7 +359,7 @@ def test_a_bad_file_is_named_with_what_to_do(tmp_path: Path, name: str, content:
     [
         ("a.jsonl", b""),
         ("a.jsonl", b"\xef\xbb\xbf"),
-        ("a.jsonl.gz", gzip.compress(b"\n \n")),
+        ("a.jsonl.gz", gzip.compress(b"\n \n", mtime=0)),
         ("a.json", b""),
         ("a.json", b" []"),
         ("a.json", b'{"data": []}'),
@@ -472,7 +472,7 @@ def test_the_hub(hub: Path) -> None:
     for name, kind in (("data/a", ".jsonl"), ("data/b", ".csv"), ("c", ".json")):
         put(hub / f"{name}{kind}", WRITTEN[kind])
     put(hub / "data/d.parquet", as_parquet(ROWS))
-    put(hub / "data/e.jsonl.gz", gzip.compress(as_lines(ROWS)))
+    put(hub / "data/e.jsonl.gz", gzip.compress(as_lines(ROWS), mtime=0))
     put(hub / "README.md", b"# Rows")
     address = "hf://datasets/owner/name@v1"
     every = ["c.json", "data/a.jsonl", "data/b.csv", "data/d.parquet", "data/e.jsonl.gz"]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, Phi3Co
 
 from sft.architecture import architecture
 from sft.errors import ModelError
+from sft.head import CHUNK
 from sft.memory import GIB, Estimate, MemoryPlan, adapter_parameters, base_weights, estimate, remedies
 from sft.model import LoraPlan, LossModel, ModelPlan, build_model
 
@@ -92,6 +93,8 @@ PLAN = MemoryPlan(
     trained_share=0.5,
     gpu=False,
     bucket=0,
+    logits_at_once=CHUNK,
+    fused=True,
 )
 QLORA_7B = replace(
     PLAN, dtype="bfloat16", quantization="nf4", gpu=True, gradient_checkpointing=True, rank=16, max_length=2048
@@ -145,7 +148,7 @@ def make(tmp_path: Path) -> Make:
     def made(sizes: dict[str, Any], plan: MemoryPlan) -> LossModel:
         torch.manual_seed(0)
         AutoModelForCausalLM.from_config(LlamaConfig(**sizes)).save_pretrained(tmp_path / "base")
-        return build_model(
+        model = build_model(
             ModelPlan(
                 base=tmp_path / "base",
                 base_id="tiny",
@@ -156,6 +159,10 @@ def make(tmp_path: Path) -> Make:
                 lora=LoraPlan(plan.rank, 8, plan.dropout, plan.target_modules),
             )
         ).train()
+        # Branches are for CPUs alone, and only take less than this; the estimate is of whole rows, as on a GPU.
+        model._branches = False
+        model.model.get_base_model().set_attn_implementation(plan.attention)
+        return model
 
     return made
 
@@ -227,13 +234,13 @@ CASES = [
     (SMALL, replace(PLAN, attention="eager", dtype="bfloat16")),
     (SMALL, replace(PLAN, gradient_checkpointing=True)),
     (SMALL, replace(PLAN, target_modules=["q_proj", "v_proj"], max_length=200)),
-    ({**SMALL, "num_key_value_heads": 4, "intermediate_size": 512}, replace(PLAN, dropout=0.1)),
+    ({**SMALL, "num_key_value_heads": 4, "intermediate_size": 512}, replace(PLAN, dropout=0.1, fused=False)),
     (
         {**SMALL, "hidden_size": 128, "num_hidden_layers": 6},
         replace(PLAN, gradient_checkpointing=True, dtype="bfloat16"),
     ),
     ({**SMALL, "vocab_size": 30_000}, replace(PLAN, trained_share=0.25)),
-    (SMALL, replace(PLAN, quantization="nf4", dtype="bfloat16", rank=4)),
+    (SMALL, replace(PLAN, quantization="nf4", dtype="bfloat16", rank=4, fused=False)),
     (SMOLLM2, replace(PLAN, max_length=64)),
     (SMOLLM2, replace(PLAN, gradient_checkpointing=True, max_length=64, trained_share=0.1)),
 ]
@@ -243,18 +250,6 @@ CASES = [
 def test_activations_and_logits_are_near_the_measured_peak(sizes: dict[str, Any], plan: MemoryPlan, make: Make) -> None:
     found = estimate(architecture(LlamaConfig(**sizes).to_dict()), plan)
     got = measure(make(sizes, plan), plan)
-    print(
-        plan,
-        sizes,
-        "kept",
-        found.kept,
-        "layer",
-        found.layer,
-        "logits",
-        found.logits,
-        got,
-        found.kept + max(found.layer, found.logits),
-    )
     saved = found.kept + found.logits // 3
     if not plan.gradient_checkpointing:
         assert saved == pytest.approx(got.saved, rel=0.04)
