@@ -43,7 +43,7 @@ class RunState:
 
     Rule: `step` counts finished optimizer steps; `epoch` and `epoch_step` name the next step to train (the next
     epoch's first, where this one has no such step), which is the data position: the order of an epoch is a function of
-    (seed, epoch) alone.
+    (seed, epoch) alone. `history` holds the held-out losses so far, with the steps after which they were measured.
     """
 
     step: int
@@ -52,6 +52,7 @@ class RunState:
     seed: int
     fingerprints: Fingerprints
     config: dict[str, Any]
+    history: tuple[tuple[int, float], ...] = ()
 
 
 class _Manifest(BaseModel):
@@ -102,7 +103,8 @@ def verify_checkpoint(folder: Path) -> RunState:
             raise CheckpointError(f"{folder / name}: the file is not what the manifest says (size {got.size})")
     try:
         state = json.loads((folder / STATE).read_bytes())
-        return RunState(**{**state, "fingerprints": Fingerprints(**state["fingerprints"])})
+        history = tuple((step, loss) for step, loss in state.get("history", ()))
+        return RunState(**{**state, "fingerprints": Fingerprints(**state["fingerprints"]), "history": history})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / STATE}: not a run's state ({error})") from None
 

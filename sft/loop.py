@@ -18,6 +18,7 @@ from sft import loss
 from sft.batch import MicroBatch, WorkerBatch
 from sft.engine import Engine
 from sft.errors import TrainingError
+from sft.hardware import peak_memory
 from sft.schedule import Cosine
 
 
@@ -44,7 +45,7 @@ class StepReport:
     """One optimizer step, over all workers.
 
     Rule: `loss` is the mean cross-entropy per trained token of the global batch, in nats; times are seconds of this
-    step on worker 0; `data_wait` is the part of `seconds` spent waiting for the batch. `total_steps` is exact at the
+    step on worker 0; `memory` is the most that worker 0 has held so far, in bytes; `data_wait` is the part of `seconds` spent waiting for the batch. `total_steps` is exact at the
     end of a run; before it, where packs make it unknown, an estimate. `epoch` counts epochs done, such as 1.25.
     """
 
@@ -58,6 +59,7 @@ class StepReport:
     trained_tokens: int
     seconds: float
     data_wait: float
+    memory: int
 
 
 def run_loop(
@@ -69,6 +71,7 @@ def run_loop(
     start: int,
     report: Callable[[StepReport], None],
     save: Callable[[WorkerBatch, StepReport], None],
+    watch: Callable[[WorkerBatch, StepReport, bool], bool] = lambda *_: False,
 ) -> None:
     """Trains until the run is done.
 
@@ -80,6 +83,7 @@ def run_loop(
         start: finished steps.
         report: called after every step.
         save: called after the step of a batch when a checkpoint is due, and at the end.
+        watch: called after every step, before `save`, with whether it is the last by plan; it may make it the last.
 
     Raises:
         TrainingError: the loss of a step is not finite; raised on every worker, before the optimizer steps.
@@ -104,9 +108,11 @@ def run_loop(
             trained_tokens=batch.trained_tokens,
             seconds=time.perf_counter() - begin,
             data_wait=waited,
+            memory=peak_memory(engine.device),
         )
         report(done)
         last = after >= 1
+        last = watch(batch, done, last) or last
         if last or (plan.save_every is not None and (step + 1) % plan.save_every == 0):
             save(batch, done)
         if last:
@@ -118,7 +124,7 @@ def _train_step(engine: Engine, batch: WorkerBatch) -> float:
     factor = loss.normaliser(batch.weight, engine.workers)
     total = torch.zeros(1, dtype=torch.float64, device=engine.device)
     for number, micro in enumerate(batch.micro_batches, start=1):
-        summed = engine.forward(**_tensors(micro, engine.device))
+        summed = engine.forward(**tensors(micro, engine.device))
         engine.backward(summed * factor)
         total += summed.detach()
         if number == len(batch.micro_batches):
@@ -134,7 +140,7 @@ def _train_step(engine: Engine, batch: WorkerBatch) -> float:
     return float(total.item())
 
 
-def _tensors(micro: MicroBatch, device: torch.device) -> dict[str, Tensor | None]:
+def tensors(micro: MicroBatch, device: torch.device) -> dict[str, Tensor | None]:
     arrays = {
         "input_ids": micro.input_ids,
         "labels": micro.labels,

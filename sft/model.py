@@ -46,7 +46,11 @@ class ModelPlan:
 
 
 class LossModel(nn.Module):
-    """Forward = sum of the cross-entropy over a micro-batch's trained tokens; logits only where they are needed."""
+    """Forward = sum of the cross-entropy over a micro-batch's trained tokens; logits only where they are needed.
+
+    Without labels it is the model as a generator. That is done here as well, because ZeRO-3 follows the passes of the
+    module that it wraps.
+    """
 
     def __init__(self, model: PeftModel) -> None:
         super().__init__()
@@ -55,12 +59,21 @@ class LossModel(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        labels: Tensor,
-        position_ids: Tensor,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         weights: Tensor | None = None,
+        cache: Any = None,
     ) -> Tensor:
-        """Returns the cross-entropy sum, a float32 scalar; arguments as in `sft.batch.MicroBatch`."""
+        """Returns the cross-entropy sum, a float32 scalar; arguments as in `sft.batch.MicroBatch`.
+
+        Without labels it takes the next tokens of one text and the cache of those before, which it fills, and returns
+        the logits of what follows, shape (vocabulary,).
+        """
+        if labels is None:
+            following = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            logits: Tensor = following.logits[0, -1]
+            return logits
         wanted = loss.targets(labels)
         positions = loss.trained_positions(wanted)
         # use_cache=False is what isolates the documents of a packed row; see docs/training.md.

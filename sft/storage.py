@@ -202,6 +202,35 @@ def read(address: str) -> bytes | None:
         raise StorageError(f"{address}: cannot be read ({error})") from None
 
 
+def folders(address: str) -> list[str]:
+    """Names of the folders in a folder, sorted; none where it is not there.
+
+    Raises:
+        StorageError: it cannot be listed.
+    """
+    filesystem, path = resolve(address)
+    try:
+        entries: list[FileInfo] = filesystem.get_file_info(FileSelector(path, allow_not_found=True))
+    except faults(address) as error:
+        raise StorageError(f"{address}: cannot be listed ({error})") from None
+    return sorted(entry.base_name for entry in entries if entry.type is FileType.Directory)
+
+
+def remove(address: str) -> None:
+    """Removes a folder and all in it, if it is there.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    filesystem, path = resolve(address)
+    try:
+        filesystem.delete_dir(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StorageError(f"{address}: cannot be removed ({error})") from None
+
+
 def upload(folder: Path, address: str, *, last: str) -> None:
     """Copies a local folder's files to an address; the file named `last` is written after all others.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -23,19 +24,27 @@ from sft.adapter import (
     write_bundle,
 )
 from sft.base import BaseTokenizer, locate, read_template
+from sft.best import fetch_best
+from sft.card import model_card
 from sft.checkpoint import Fingerprints, verify_checkpoint
 from sft.cluster import connect, shortage
 from sft.config import TrainConfig, TrainSection
 from sft.data import DataPlan, here, on_ray, plan_data, prepare_rows
+from sft.ending import ending
 from sft.errors import ConfigError, RaysftError, TrainingError
+from sft.evaluation import Evaluation, EvaluationPlan
+from sft.evaluation_rows import plan_evaluation
 from sft.feed import FeedPlan
 from sft.loop import StepReport
 from sft.model import LoraPlan, ModelPlan
+from sft.record import evaluation_at, read_record
 from sft.report import Reporter, clock
 from sft.run import RunFolder, fetch_bundle, keep_bundle, open_run, save_json
 from sft.selection import Epochs, Selection, needs_all_rows, select
 from sft.survey import Survey
 from sft.tokens import encode
+from sft.trackers import check_installed, trackers
+from sft.watch import watch_plan
 from sft.worker import WorkerJob, feed_actor, train_worker
 
 Say = Callable[[str], None]
@@ -71,7 +80,9 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     """
     begin = time.perf_counter()
     base = locate(config.model.base)
-    plan = plan_data(config.data, base, read_template(config.model.chat_template))
+    check_installed(config.tracking)
+    template = read_template(config.model.chat_template)
+    plan = plan_data(config.data, base, template, config.evaluate.share)
     tokenizer = plan.tokenizer()
     folder = open_run(config)
     finished = fetch_bundle(folder)
@@ -94,11 +105,18 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
         _look(plan, config, say)
     data = selection.survey.fingerprint if selection else plan.fingerprint
     prints = Fingerprints(base_fingerprint(base), tokenizer.template.fingerprint, data)
-    reporter = Reporter(folder.metrics, say)
+    evaluation = _evaluation(plan, template, config, say)
+    tracked = trackers(config.tracking, config.name, folder.address, config.model_dump(mode="json"), say)
+    decode = functools.partial(tokenizer.tokenizer.decode, skip_special_tokens=True)
+    reporter = Reporter(folder.metrics, say, evaluations=folder.evaluations, decode=decode, trackers=tracked)
     epochs = Epochs(selection.plan if selection else plan, config.train.seed, selection)
-    checkpoint, counted = _fit(config, epochs, tokenizer, prints, folder, reporter, say)
-    with checkpoint.as_directory() as local:
-        bundle = _bundle(Path(local), config, tokenizer, prints, counted, reporter, folder)
+    with ending(folder, tracked, say):
+        checkpoint, counted = _fit(config, epochs, tokenizer, prints, folder, reporter, evaluation, say)
+        with checkpoint.as_directory() as local:
+            chosen = Path(local)
+            if config.evaluate.use == "best":
+                chosen = fetch_best(folder.address, verify_checkpoint(chosen))
+            bundle = _bundle(chosen, config, tokenizer, prints, counted, reporter, folder)
     seconds = time.perf_counter() - begin
     say(f"trained in {clock(seconds)}; bundle in {folder.bundle}")
     return _result(bundle, folder, seconds, reused=False)
@@ -120,6 +138,19 @@ def _select(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) ->
     return selection
 
 
+def _evaluation(plan: DataPlan, template: str | None, config: TrainConfig, say: Say) -> EvaluationPlan | None:
+    try:
+        made = plan_evaluation(config.evaluate, config.data, plan, template, config.train.layout, on_ray)
+    except RaysftError:
+        raise
+    except Exception as error:
+        raise _translated(error, "the rows to evaluate could not be prepared") from None
+    if made is not None:
+        held = sum(len(examples) for examples in made.sources.values())
+        say(f"evaluating on {held:,} held-out examples and {len(made.prompts)} prompt(s)")
+    return made
+
+
 def _look(plan: DataPlan, config: TrainConfig, say: Say) -> None:
     """Counts the first rows alone: a run that ends by steps starts before its data was read to the end."""
     say(f"reading {len(plan.files)} file(s) while training, masking with the chat template of {config.model.id}")
@@ -136,7 +167,7 @@ def _told(counted: Survey, folder: RunFolder) -> str:
     return (
         f"{counted.kept:,} examples, {counted.tokens:,} tokens, {counted.trained_tokens:,} trained"
         + (f"; {bad:,} of {counted.rows:,} rows quarantined in {folder.quarantine}" if bad else "")
-        + (f"; {left_out:,} rows left out as data.hygiene and data.hold_out ask" if left_out else "")
+        + (f"; {left_out:,} rows left out as the config asks" if left_out else "")
     )
 
 
@@ -147,6 +178,7 @@ def _fit(
     prints: Fingerprints,
     folder: RunFolder,
     reporter: Reporter,
+    evaluation: EvaluationPlan | None,
     say: Say,
 ) -> tuple[Any, Survey]:
     """Runs the worker group; returns Ray Train's last checkpoint, and what the data held as far as it was read."""
@@ -171,6 +203,8 @@ def _fit(
         run_address=folder.address,
         feed=feed,
         reports=reports,
+        watch=watch_plan(config.evaluate),
+        evaluation=ray.put(evaluation),
     )
     trainer = TorchTrainer(
         train_worker,
@@ -251,14 +285,17 @@ class _Listener:
         while True:
             stopping = self._stop.is_set()
             try:
-                report: StepReport = self._reports.get(timeout=0.5)
+                report: StepReport | Evaluation = self._reports.get(timeout=0.5)
             except Empty:
                 if stopping:
                     return
             except RayError:
                 return
             else:
-                self._reporter.step(report)
+                if isinstance(report, Evaluation):
+                    self._reporter.evaluation(report)
+                else:
+                    self._reporter.step(report)
 
 
 def _bundle(
@@ -271,6 +308,7 @@ def _bundle(
     folder: RunFolder,
 ) -> Path:
     run = verify_checkpoint(checkpoint)
+    record = read_record(folder)
     work = Path(tempfile.mkdtemp(prefix="raysft-"))
     try:
         write_bundle(
@@ -287,13 +325,15 @@ def _bundle(
                 "data_fingerprint": counted.fingerprint,
                 "metrics": {
                     "steps": run.step,
-                    "loss": reporter.last.loss if reporter.last else None,
+                    "loss": reporter.loss(run.step),
                     "tokens_per_s": reporter.tokens / max(reporter.seconds, 1e-9),
                     "trained_tokens_per_s": reporter.trained_tokens / max(reporter.seconds, 1e-9),
                 },
                 "data": counted.to_dict(),
+                "evaluation": evaluation_at(record, run.step),
                 "config": run.config,
             },
+            card=model_card(record, run.step, counted.to_dict(), prints.base),
         )
         return keep_bundle(folder, work / "bundle")
     finally:

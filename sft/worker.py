@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from sft import storage
+from sft.best import put_best, remove_former
 from sft.batch import WorkerBatch, accumulation_steps
 from sft.checkpoint import MANIFEST, Fingerprints, RunState, read_parameters, verify_checkpoint, write_checkpoint
 from sft.config import DeepSpeedSection, TrainSection
 from sft.data import epoch_on_ray
 from sft.engine import Engine, EnginePlan
 from sft.errors import CheckpointError, DataError
+from sft.evaluation import Evaluation, Evaluator
 from sft.feed import BatchFeed, FeedPlan
 from sft.loop import LoopPlan, StepReport, run_loop
 from sft.mask import Example
@@ -26,6 +28,7 @@ from sft.rows import examples
 from sft.schedule import Cosine
 from sft.selection import Epochs
 from sft.survey import Survey
+from sft.watch import Watch, WatchPlan
 
 PREFETCH = 2
 """Batches that a worker asks for ahead of the one that it computes."""
@@ -48,6 +51,8 @@ class WorkerJob:
     run_address: str
     feed: Any
     reports: Any
+    watch: WatchPlan | None = None
+    evaluation: Any = None  # an object reference: many rows, fetched once a node
 
 
 def feed_actor(epochs: Epochs, feed: FeedPlan, max_bad_fraction: float | None) -> Any:
@@ -107,6 +112,12 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     model = build_model(job.model, device=device)
     engine = Engine(model, _engine_plan(job, workers), workers=workers, device=device)
     start = _resume(job, engine)
+    watch = _watch(job, engine, model, start, rank)
+    if watch is not None:
+        if watch.stopped:  # before the run was interrupted
+            return
+        if not watch.history and start.step == 0:
+            watch.before()
     run_loop(
         engine,
         LoopPlan(
@@ -122,7 +133,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         rank=rank,
         start=start.step,
         report=job.reports.put if rank == 0 else _nothing,
-        save=lambda batch, report: _save(job, engine, model, batch, report, rank),
+        save=lambda batch, report: _save(job, engine, model, batch, report, rank, watch.history if watch else ()),
+        watch=watch.after if watch else lambda *_: False,
     )
 
 
@@ -133,6 +145,32 @@ class _Start:
     step: int
     epoch: int
     epoch_step: int
+    history: tuple[tuple[int, float], ...] = ()
+
+
+def _watch(job: WorkerJob, engine: Engine, model: LossModel, start: _Start, rank: int) -> Watch | None:
+    """What evaluates the run, where the config asks for it."""
+    import ray
+
+    if job.watch is None:
+        return None
+
+    def keep(batch: WorkerBatch, report: StepReport, history: tuple[tuple[int, float], ...]) -> None:
+        state = engine.state()
+        if rank == 0:
+            with tempfile.TemporaryDirectory(prefix="raysft-best-") as folder:
+                write_checkpoint(Path(folder), _run_state(job, batch, report, history), state, peft_config(model))
+                put_best(Path(folder), job.run_address, report.step)
+
+    evaluate = Evaluator(engine, ray.get(job.evaluation), rank)
+    tell = job.reports.put if rank == 0 else _nothing
+    return Watch(job.watch, evaluate, tell=tell, keep=keep, history=start.history)
+
+
+def _run_state(
+    job: WorkerJob, batch: WorkerBatch, report: StepReport, history: tuple[tuple[int, float], ...]
+) -> RunState:
+    return RunState(report.step, batch.epoch, batch.step + 1, job.train.seed, job.fingerprints, job.config, history)
 
 
 def _batches(job: WorkerJob, start: _Start, rank: int, workers: int) -> Iterator[WorkerBatch]:
@@ -171,10 +209,18 @@ def _resume(job: WorkerJob, engine: Engine) -> _Start:
                 "choose another `name`, or take the data back"
             )
         engine.load_state(read_parameters(Path(local)), run.step)
-    return _Start(run.step, run.epoch, run.epoch_step)
+    return _Start(run.step, run.epoch, run.epoch_step, run.history)
 
 
-def _save(job: WorkerJob, engine: Engine, model: LossModel, batch: WorkerBatch, report: StepReport, rank: int) -> None:
+def _save(
+    job: WorkerJob,
+    engine: Engine,
+    model: LossModel,
+    batch: WorkerBatch,
+    report: StepReport,
+    rank: int,
+    history: tuple[tuple[int, float], ...],
+) -> None:
     """Saves a checkpoint; every worker takes part, worker 0 writes."""
     import ray.train
 
@@ -184,7 +230,7 @@ def _save(job: WorkerJob, engine: Engine, model: LossModel, batch: WorkerBatch, 
     if rank != 0:
         ray.train.report(metrics, checkpoint=None)
         return
-    run = RunState(step, batch.epoch, batch.step + 1, job.train.seed, job.fingerprints, job.config)
+    run = _run_state(job, batch, report, history)
     with tempfile.TemporaryDirectory(prefix="raysft-checkpoint-") as folder:
         write_checkpoint(Path(folder), run, state, peft_config(model))
         ray.train.report(
@@ -193,6 +239,7 @@ def _save(job: WorkerJob, engine: Engine, model: LossModel, batch: WorkerBatch, 
             checkpoint_dir_name=f"checkpoint-{step:08d}-{os.getpid()}",
             checkpoint_upload_fn=lambda made, name: _upload(job, made, name),
         )
+    remove_former(job.run_address, run)
 
 
 def _upload(job: WorkerJob, made: Any, name: str) -> Any:
@@ -219,5 +266,5 @@ def _engine_plan(job: WorkerJob, workers: int) -> EnginePlan:
     )
 
 
-def _nothing(_: StepReport) -> None:
+def _nothing(_: StepReport | Evaluation) -> None:
     return None

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sft.batch import collate
+from sft.loop import tensors
 from tests.ports import free_port
+from tests.sft import steps
 
 STAGES = ("stage0-packed", "stage0-padded", "stage1-packed", "stage2-packed", "stage3-packed")
 RESUMED = ("resumed0to2", "resumed2to3", "resumed3to0", "resumed1to1")
@@ -78,6 +82,52 @@ def test_a_run_goes_on_where_it_stopped_under_another_stage(results: Path, worke
 def test_a_bfloat16_base_trains_a_float32_adapter(results: Path, workers: int, name: str) -> None:
     assert {weight.dtype.__str__() for weight in adapter(results, workers, name).values()} == {"torch.float32"}
     assert told(results, workers, name)["loss"] == pytest.approx(told(results, 1, "stage0-packed")["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_run_that_is_evaluated_is_the_same_to_the_bit(results: Path, workers: int, stage: int) -> None:
+    plain, evaluated = (told(results, workers, name) for name in (f"stage{stage}-packed", f"evaluated{stage}"))
+    assert (evaluated["loss"], evaluated["grad_norm"]) == (plain["loss"], plain["grad_norm"])
+    one, other = (adapter(results, workers, name) for name in (f"stage{stage}-packed", f"evaluated{stage}"))
+    assert all(one[key].equal(other[key]) for key in one)
+    assert evaluated["undisturbed"]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_held_out_loss_does_not_depend_on_workers_or_stage(results: Path, workers: int, stage: int) -> None:
+    one, other = told(results, 1, "evaluated0"), told(results, workers, f"evaluated{stage}")
+    assert other["sources"] == one["sources"]  # to the bit, for the weights are the same
+    assert other["samples"] == one["samples"]
+    assert [step for step, _ in other["history"]] == [0, 2, 4]
+    assert other["history"] == [pytest.approx(measured, rel=1e-5) for measured in one["history"]]
+    assert other["kept"] == one["kept"]
+
+
+def test_held_out_losses_are_those_of_each_example_alone(results: Path, tiny_model: Path) -> None:
+    torch.manual_seed(0)
+    model = steps.make_model(tiny_model, "float32").eval()
+    plan = steps.evaluation_plan()
+    with torch.no_grad():
+        alone = {
+            name: sum(float(model(**tensors(collate([e], "padded", 2), torch.device("cpu")))) for e in rows)
+            for name, rows in plan.sources.items()
+        }
+        answers = []
+        for prompt in plan.prompts.values():
+            ids = list(prompt)
+            for _ in range(plan.max_new_tokens):
+                ids.append(int(model.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            answers.append(ids[len(prompt) :])
+    for name in ("evaluated0", "evaluated-padded"):
+        every: dict[str, Any] = json.loads((results / "2.json").read_text())[name]
+        sources = every.get("sources", every)
+        assert {key: score["total"] for key, score in sources.items()} == pytest.approx(alone, rel=1e-5)
+        assert {key: (score["rows"], score["tokens"]) for key, score in sources.items()} == {
+            key: (len(rows), sum(row.trained_tokens for row in rows)) for key, rows in plan.sources.items()
+        }
+    assert told(results, 1, "evaluated0")["samples"] == answers
 
 
 @pytest.mark.parametrize("workers", [1, 2])
