@@ -70,7 +70,7 @@ class Golden(_Frozen):
 
 
 class Bundle(_Frozen):
-    """The manifest of an adapter bundle. Rule: `files` names exactly `FILES`, and `CARD` where there is a model card."""
+    """The manifest of an adapter bundle. Rule: `files` names exactly `FILES`, and `CARD` where there is a card."""
 
     format: Literal[1] = 1
     base_model: str

@@ -30,8 +30,8 @@ def model_card(record: RunRecord, step: int, data: Mapping[str, Any], base_finge
     parts = [
         f"---\n{yaml.safe_dump(_header(config), sort_keys=False, allow_unicode=True)}---",
         f"# {_plain(config['name'])}",
-        f"A LoRA adapter for {_plain(_base_name(config))}, trained by raysft on {data['kept']:,} examples; its weights are "
-        f"those after step {step:,}.",
+        f"A LoRA adapter for {_plain(_base_name(config))}, trained by raysft on {data['kept']:,} examples; its weights "
+        f"are those after step {step:,}.",
         "## Base model",
         _table(
             ("", ""),
@@ -106,7 +106,7 @@ def _settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _tasks(data: Mapping[str, Any]) -> list[str]:
     tasks = [
-        (cluster or "–", task or "–", count["rows"], count["kept"])
+        (cluster or "none", task or "none", count["rows"], count["kept"])
         for cluster, found in data["clusters"].items()
         for task, count in found.items()
     ]
@@ -151,7 +151,7 @@ def _evaluation(record: RunRecord, step: int) -> list[str]:
         (
             name or "all together",
             "" if not name else score["rows"],
-            _digits(old[name]["loss"]) if name in old else "–",
+            _digits(old[name]["loss"]) if name in old else "not measured",
             _digits(score["loss"]),
             _digits(score["perplexity"], 2),
         )
@@ -165,7 +165,7 @@ def _evaluation(record: RunRecord, step: int) -> list[str]:
 
 
 def _digits(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+    return "not measured" if value is None else f"{value:.{digits}f}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

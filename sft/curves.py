@@ -120,13 +120,13 @@ def plot(
 
 def round_ticks(low: float, high: float) -> list[float]:
     """Round numbers in equal steps, from at most `low` to at least `high`; at least two."""
-    if not high > low:
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = low - (abs(low) or 1.0) / 2, low + (abs(low) or 1.0) / 2
     rough = (high - low) / TICKS
     unit = 10.0 ** math.floor(math.log10(rough))
     step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
+    return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
 
 def short(value: float) -> str:

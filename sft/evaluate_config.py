@@ -59,10 +59,10 @@ class EvaluateSection(Section):
             faults.append(f"weight and cap of {', '.join(unread)} are not read here: use evaluate.max_rows")
         asked = {"early_stopping": self.early_stopping is not None, "use: best": self.use == "best"}
         needing = [name for name, is_asked in asked.items() if is_asked]
-        if needing and not self.has_rows:
-            faults.append(f"{' and '.join(needing)} need held-out rows: name sources, or set share")
-        if needing and self.every_steps is None:
-            faults.append(f"{' and '.join(needing)} need every_steps, or there is nothing to compare")
+        if not self.has_rows:
+            faults += [f"{name} needs held-out rows: name sources, or set share" for name in needing]
+        if self.every_steps is None:
+            faults += [f"{name} needs every_steps, or there is nothing to compare" for name in needing]
         if self.use == "best" and not self.keep_best:
             faults.append("use: best needs keep_best")
         if faults:

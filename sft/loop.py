@@ -45,8 +45,9 @@ class StepReport:
     """One optimizer step, over all workers.
 
     Rule: `loss` is the mean cross-entropy per trained token of the global batch, in nats; times are seconds of this
-    step on worker 0; `memory` is the most that worker 0 has held so far, in bytes; `data_wait` is the part of `seconds` spent waiting for the batch. `total_steps` is exact at the
-    end of a run; before it, where packs make it unknown, an estimate. `epoch` counts epochs done, such as 1.25.
+    step on worker 0; `data_wait` is the part of `seconds` spent waiting for the batch; `memory` is the most that worker
+    0 has held so far, in bytes. `total_steps` is exact at the end of a run; before it, where packs make it unknown, an
+    estimate. `epoch` counts epochs done, such as 1.25.
     """
 
     step: int
@@ -141,6 +142,7 @@ def _train_step(engine: Engine, batch: WorkerBatch) -> float:
 
 
 def tensors(micro: MicroBatch, device: torch.device) -> dict[str, Tensor | None]:
+    """A micro-batch as the model's arguments."""
     arrays = {
         "input_ids": micro.input_ids,
         "labels": micro.labels,

@@ -289,7 +289,7 @@ class _Fate(NamedTuple):
 
 
 def _prepared_table(table: pa.Table, fates: Sequence[_Fate], masked: Masked) -> pa.Table:
-    origin = table.drop(["raw"]).take([fate.number for fate in fates])
+    origin = table.drop(["raw"]).take(pa.array([fate.number for fate in fates], pa.int64()))
     rendered = np.fromiter((fate.rendered is not None for fate in fates), np.bool_, len(fates))
     errors = [fate.error for fate in fates]
     for place, error in zip(np.flatnonzero(rendered), masked.errors, strict=True):

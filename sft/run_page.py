@@ -150,8 +150,10 @@ def _some(answers: Sequence[Answer]) -> list[Answer]:
 
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, Any]]]]:
     """The config by section; what stands outside of one comes first."""
-    sections = {"run": {key: value for key, value in config.items() if not isinstance(value, Mapping)}}
-    sections |= {key: value for key, value in config.items() if isinstance(value, Mapping)}
+    sections: dict[str, Mapping[str, Any]] = {
+        "run": {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    }
+    sections.update({key: value for key, value in config.items() if isinstance(value, Mapping)})
     return [(name, list(_dotted(values))) for name, values in sections.items()]
 
 
@@ -173,7 +175,7 @@ def _value(value: Any) -> str:
 
 
 def _digits(value: float | None, digits: int = 4) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
+    return "\u2013" if value is None else f"{value:,.{digits}f}"
 
 
 def _percent(share: float) -> str:

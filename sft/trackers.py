@@ -1,7 +1,7 @@
 """Who else is told of a run's progress: TensorBoard, MLflow, Weights & Biases, behind one small seam.
 
 A tracker is never worth a run: each has a thread of its own, so a slow one holds nothing up, and one that fails is
-told of once and left out from then on.
+told of once and left out from then on. Their packages are the user's own choice, so they are imported by name.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import queue
 import re
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -143,9 +145,9 @@ class TensorBoard:
         self._folder = folder
 
     def start(self, config: Mapping[str, Any]) -> None:
-        from tensorboardX import SummaryWriter
-
-        self._writer = SummaryWriter(str(self._folder))
+        # Files are named by the second in which they are begun, and one of the same name is written over.
+        suffix = f".{uuid.uuid4().hex[:8]}"
+        self._writer = import_module("tensorboardX").SummaryWriter(str(self._folder), filename_suffix=suffix)
         settings = "\n".join(f"| {key} | {value} |" for key, value in flat(config).items())
         self._writer.add_text("config", f"| key | value |\n| --- | --- |\n{settings}", 0)
 
@@ -170,9 +172,7 @@ class Mlflow:
         self._address = address
 
     def start(self, config: Mapping[str, Any]) -> None:
-        from mlflow import MlflowClient
-
-        self._client = MlflowClient(self._section.tracking_uri)
+        self._client = import_module("mlflow").MlflowClient(self._section.tracking_uri)
         found = self._client.get_experiment_by_name(self._section.experiment)
         experiment = found.experiment_id if found else self._client.create_experiment(self._section.experiment)
         tag = self._address.replace("'", "")
@@ -186,10 +186,9 @@ class Mlflow:
             self._client.log_param(self._run, key, str(value)[:500])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        from mlflow.entities import Metric
-
+        metric = import_module("mlflow.entities").Metric
         now = int(time.time() * 1000)
-        metrics = [Metric(_mlflow_name(key), value, now, step) for key, value in values.items()]
+        metrics = [metric(_mlflow_name(key), value, now, step) for key, value in values.items()]
         self._client.log_batch(self._run, metrics=metrics)
 
     def finish(self, status: Status) -> None:
@@ -207,8 +206,7 @@ class Wandb:
         self._address = address
 
     def start(self, config: Mapping[str, Any]) -> None:
-        import wandb
-
+        wandb = import_module("wandb")
         local = "://" not in self._address
         self._run = wandb.init(
             project=self._section.project,

@@ -15,7 +15,6 @@ from sft.evaluate_config import EvaluateSection
 from sft.evaluation import Evaluation
 from sft.loop import StepReport
 
-
 Measured = tuple[int, float]
 """Steps done, and the held-out loss after them in nats per trained token."""
 

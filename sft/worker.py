@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sft import storage
-from sft.best import put_best, remove_former
 from sft.batch import WorkerBatch, accumulation_steps
+from sft.best import put_best, remove_former
 from sft.checkpoint import MANIFEST, Fingerprints, RunState, read_parameters, verify_checkpoint, write_checkpoint
 from sft.config import DeepSpeedSection, TrainSection
 from sft.data import epoch_on_ray

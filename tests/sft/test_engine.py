@@ -47,9 +47,9 @@ def adapter(results: Path, workers: int, name: str) -> dict[str, Tensor]:
     return weights
 
 
-def told(results: Path, workers: int, name: str) -> dict[str, list[float]]:
+def told(results: Path, workers: int, name: str) -> dict[str, Any]:
     every: dict[str, Any] = json.loads((results / f"{workers}.json").read_text())
-    found: dict[str, list[float]] = every[name]
+    found: dict[str, Any] = every[name]
     return found
 
 
@@ -106,7 +106,6 @@ def test_a_held_out_loss_does_not_depend_on_workers_or_stage(results: Path, work
 
 
 def test_held_out_losses_are_those_of_each_example_alone(results: Path, tiny_model: Path) -> None:
-    torch.manual_seed(0)
     model = steps.make_model(tiny_model, "float32").eval()
     plan = steps.evaluation_plan()
     with torch.no_grad():
