@@ -151,7 +151,8 @@ def _first(tables: Iterable[pa.Table], most: int) -> Mapping[str, tuple[Example,
         kept = table.filter(pa.compute.equal(table.column("reason"), ""))
         for source, example in zip(kept.column("source").to_pylist(), examples(kept), strict=True):
             of_source = held.setdefault(source, [])
-            of_source.append(example)
+            # A view would keep the whole table in memory.
+            of_source.append(replace(example, input_ids=example.input_ids.copy(), labels=example.labels.copy()))
             if len(of_source) >= 2 * most:
                 of_source.sort(key=_place)
                 del of_source[most:]

@@ -55,6 +55,7 @@ class Reporter:
         self._steps: list[StepReport] = []
         self._said = float("-inf")
         self._evaluating = 0.0
+        self._reported = 0
 
     @property
     def last(self) -> StepReport | None:
@@ -86,6 +87,7 @@ class Reporter:
         while self._steps and self._steps[-1].step >= report.step:
             self._steps.pop()
         self._steps.append(report)
+        self._reported += 1
         if repeated:
             self._metrics.rewrite([asdict(step) for step in self._steps])
         else:
@@ -94,7 +96,7 @@ class Reporter:
         now = time.monotonic()
         if report.step in (1, report.total_steps) or now - self._said >= LINE_SECONDS:
             self._said = now
-            self._say(progress_line(report, self._steps[-WINDOW:], self._evaluating / len(self._steps)))
+            self._say(progress_line(report, self._steps[-WINDOW:], self._evaluating / self._reported))
 
     def evaluation(self, evaluation: Evaluation) -> None:
         """Records an evaluation, and prints lines on it."""

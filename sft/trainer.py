@@ -204,7 +204,7 @@ def _fit(
         feed=feed,
         reports=reports,
         watch=watch_plan(config.evaluate),
-        evaluation=ray.put(evaluation),
+        evaluation=ray.put(evaluation) if evaluation else None,
     )
     trainer = TorchTrainer(
         train_worker,

@@ -13,8 +13,8 @@ import pytest
 
 from sft import trackers as module
 from sft.errors import ConfigError
-from sft.tracking_config import MlflowSection, TrackingSection
 from sft.trackers import Status, Tracker, Trackers, check_installed, flat, trackers
+from sft.tracking_config import MlflowSection, TrackingSection
 
 CONFIG = {"name": "run", "train": {"epochs": 2, "betas": [0.9, 0.999]}, "data": {}}
 
