@@ -79,7 +79,7 @@ def plot(
         series: names and points, in the order of their steps.
         steps: the last step of the x axis.
         dotted: series whose single values are marked.
-        from_zero: whether the y axis begins at 0 whatever the values are.
+        from_zero: whether the y axis begins at 0; no value is below it.
     """
     thinned = [(name, _buckets(points)) for name, points in series]
     drawn = [(name, buckets) for name, buckets in thinned if buckets]
@@ -87,7 +87,7 @@ def plot(
         return None
     lows = [bucket.low for _, buckets in drawn for bucket in buckets]
     highs = [bucket.high for _, buckets in drawn for bucket in buckets]
-    rows = round_ticks(0.0 if from_zero else min(lows), max(highs))
+    rows = round_ticks(0.0, max(highs) or 1.0) if from_zero else round_ticks(min(lows), max(highs))
     columns = [tick for tick in round_ticks(0.0, max(steps, 1.0)) if tick <= steps and tick == int(tick)]
     low, high = rows[0], rows[-1]
 

@@ -191,6 +191,9 @@ def test_a_curve_is_drawn_in_its_plot() -> None:
     assert [tick.label for tick in made.rows] == ["0", "0.25", "0.5", "0.75", "1"]
     assert [readout.text for readout in made.readouts] == ["step 0: a 0", "step 5: a 1"]
     assert plot("T", "u", [("a", [(1, math.nan)])], steps=10) is None
+    nothing = plot("T", "u", [("a", [(1, 0.0)])], steps=10, from_zero=True)
+    assert nothing is not None
+    assert [tick.label for tick in nothing.rows] == ["0", "0.25", "0.5", "0.75", "1"]
 
 
 def test_many_steps_share_points_and_keep_their_range() -> None:
