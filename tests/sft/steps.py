@@ -116,7 +116,7 @@ def evaluation_plan(layout: Layout = "packed") -> EvaluationPlan:
     """Two sources of five and three examples, and two prompts; nothing ends an answer."""
     rows = examples(11, 8)
     sources = {"one": rows[:5], "two": rows[5:]}
-    return EvaluationPlan(sources, {"a": [5, 6, 7], "b": [9, 30, 31, 40]}, 6, frozenset({1}), layout, 24, 2)
+    return EvaluationPlan(sources, {"a": [5, 6, 7], "b": [9, 30, 31, 40]}, 3, frozenset({1}), layout, 24, 2)
 
 
 def evaluate(engine: Engine, rank: int, folder: Path) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def main(rank: int, workers: int, port: int, folder: Path) -> None:
         second = make_engine(base, stages[after], workers, 2, "float32")
         second.load_state(half, 2)
         keep(f"resumed{before}to{after}", second, train(second, rank, start=2))
-    for stage in stages:
+    for stage in stages if workers > 1 else stages[:1]:
         engine = make_engine(base, stage, workers, 2, "float32")
         told[f"evaluated{stage}"] = evaluate(engine, rank, folder)
     engine = make_engine(base, 0, workers, 2, "float32")

@@ -17,6 +17,8 @@ from tests.ports import free_port
 from tests.sft import steps
 
 STAGES = ("stage0-packed", "stage0-padded", "stage1-packed", "stage2-packed", "stage3-packed")
+EVALUATED = [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
+"""Workers and stages that are evaluated while they train."""
 RESUMED = ("resumed0to2", "resumed2to3", "resumed3to0", "resumed1to1")
 
 
@@ -84,8 +86,7 @@ def test_a_bfloat16_base_trains_a_float32_adapter(results: Path, workers: int, n
     assert told(results, workers, name)["loss"] == pytest.approx(told(results, 1, "stage0-packed")["loss"], rel=1e-2)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("workers", "stage"), EVALUATED)
 def test_a_run_that_is_evaluated_is_the_same_to_the_bit(results: Path, workers: int, stage: int) -> None:
     plain, evaluated = (told(results, workers, name) for name in (f"stage{stage}-packed", f"evaluated{stage}"))
     assert (evaluated["loss"], evaluated["grad_norm"]) == (plain["loss"], plain["grad_norm"])
@@ -94,8 +95,7 @@ def test_a_run_that_is_evaluated_is_the_same_to_the_bit(results: Path, workers: 
     assert evaluated["undisturbed"]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("workers", "stage"), EVALUATED)
 def test_a_held_out_loss_does_not_depend_on_workers_or_stage(results: Path, workers: int, stage: int) -> None:
     one, other = told(results, 1, "evaluated0"), told(results, workers, f"evaluated{stage}")
     assert other["sources"] == one["sources"]  # to the bit, for the weights are the same
