@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(small_disk: Path,
 def test_a_full_scratch_disk_is_said(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(small_disk))
-    (small_disk / "other").write_bytes(bytes(40_000))
+    (small_disk / "other").write_bytes(bytes(44_000))
     with pytest.raises(TrainingError, match=FULL):
         keep(CheckpointStore(f"{tmp_path}/run"), state(tmp_path, 6))
     assert [path.name for path in small_disk.iterdir()] == ["other"]
