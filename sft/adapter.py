@@ -2,8 +2,8 @@
 
 A bundle is what training hands to the registry and what a server loads. `adapter_config.json` and
 `adapter_model.safetensors` are as PEFT and vLLM read them; `chat_template.jinja` is the template it was trained with;
-`bundle.json` is the manifest: written last, it holds the hash of every other file, so a folder without a matching
-manifest is not a bundle.
+`README.md`, where there is one, is its model card. `bundle.json` is the manifest: written last, it holds the hash of
+every other file, so a folder without a matching manifest is not a bundle.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 
 MANIFEST = "bundle.json"
 TEMPLATE = "chat_template.jinja"
+CARD = "README.md"
 FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, TEMPLATE)
-"""The files of a bundle beside its manifest: these and no others, so nothing in it can be code."""
+"""The files of a bundle beside its manifest, and the card where it has one: no others, so nothing in it can be code."""
 
 HEX_DIGEST = r"^[0-9a-f]{64}$"
 
@@ -69,7 +70,7 @@ class Golden(_Frozen):
 
 
 class Bundle(_Frozen):
-    """The manifest of an adapter bundle. Rule: `files` names exactly `FILES`."""
+    """The manifest of an adapter bundle. Rule: `files` names exactly `FILES`, and `CARD` where there is a card."""
 
     format: Literal[1] = 1
     base_model: str
@@ -85,9 +86,9 @@ class Bundle(_Frozen):
     @field_validator("files")
     @classmethod
     def _only_known_files(cls, files: dict[str, FileHash]) -> dict[str, FileHash]:
-        odd = sorted(files.keys() ^ set(FILES))
+        odd = sorted((files.keys() - {CARD}) ^ set(FILES))
         if odd:
-            raise ValueError(f"must name {', '.join(FILES)} and no other; differs in {odd[0][:80]!r}")
+            raise ValueError(f"must name {', '.join(FILES)}, may name {CARD}, and no other; differs in {odd[0][:80]!r}")
         return files
 
 
@@ -102,6 +103,7 @@ def write_bundle(
     stop_ids: Sequence[int],
     golden: Iterable[Golden],
     lineage: Mapping[str, Any],
+    card: str | None = None,
 ) -> Bundle:
     """Writes a bundle: whole, or not at all.
 
@@ -115,6 +117,7 @@ def write_bundle(
         stop_ids: the token ids that end a turn.
         golden: conversations with their exact prompt ids.
         lineage: data fingerprint, config and metrics of the run.
+        card: the model card, for people; nothing reads it.
 
     Raises:
         AdapterError: the folder exists, or what was given does not make a valid bundle.
@@ -127,6 +130,9 @@ def write_bundle(
         shutil.copyfile(weights, work / ADAPTER_WEIGHTS)
         shutil.copyfile(peft_config, work / ADAPTER_CONFIG)
         (work / TEMPLATE).write_text(template, encoding="utf-8")
+        if card is not None:
+            (work / CARD).write_text(card, encoding="utf-8")
+        names = FILES if card is None else (*FILES, CARD)
         settings = lora.read_settings(work)
         bundle = Bundle(
             base_model=base_model,
@@ -137,7 +143,7 @@ def write_bundle(
             stop_ids=tuple(stop_ids),
             golden=tuple(golden),
             lineage=dict(lineage),
-            files={name: hash_file(work / name) for name in FILES},
+            files={name: hash_file(work / name) for name in names},
         )
         (work / MANIFEST).write_text(bundle.model_dump_json(indent=1), encoding="utf-8")
         verify_bundle(work)

@@ -48,7 +48,7 @@ class RunState:
     Rule: `step` counts finished optimizer steps; `epoch` and `epoch_step` name the next step to train (the next
     epoch's first, where this one has no such step), which is the data position: the order of an epoch is a function of
     (seed, epoch) alone. `skipped` counts the finished steps in which the optimizer took none; `finished` says that the
-    run has no next step.
+    run has no next step. `history` holds the held-out losses so far, with the steps after which they were measured.
     """
 
     step: int
@@ -59,6 +59,7 @@ class RunState:
     config: dict[str, Any]
     skipped: int = 0
     finished: bool = False
+    history: tuple[tuple[int, float], ...] = ()
 
 
 class _Manifest(BaseModel):
@@ -124,7 +125,8 @@ def verify_checkpoint(folder: Path) -> RunState:
             raise CheckpointError(f"{folder / name}: the file is not what the manifest says (size {got.size})")
     try:
         state = json.loads((folder / STATE).read_bytes())
-        return RunState(**{**state, "fingerprints": Fingerprints(**state["fingerprints"])})
+        history = tuple((step, loss) for step, loss in state.get("history", ()))
+        return RunState(**{**state, "fingerprints": Fingerprints(**state["fingerprints"]), "history": history})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder / STATE}: not a run's state ({error})") from None
 

@@ -1,6 +1,8 @@
 """The checkpoints of a run in its storage: keeps a new one whole or not at all, and finds the one to go on from.
 
 A run's folder is the only record of its checkpoints, so neither a lost driver nor a lost node can leave it wrong.
+Which step was the best is said by the held-out losses that ordinary checkpoints carry. A former best checkpoint is
+removed only when an ordinary one knows its successor, so the one that a run goes on from finds its own.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ from sft.checkpoint import MANIFEST, Fingerprints, RunState, verify_checkpoint, 
 from sft.engine import ParameterState
 from sft.errors import CheckpointError, StorageError, TrainingError
 from sft.run import changed_keys, told_changes
+from sft.watch import best_step
 
 PREFIX = "checkpoint-"
+BEST_PREFIX = "best-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -118,7 +122,58 @@ class CheckpointStore:
             TrainingError: it cannot be written; says how much room is missing. The older ones are untouched.
         """
         # A name that was never used: a kill may have left half a checkpoint of the same step.
-        name = f"{PREFIX}{run.step:08d}-{uuid.uuid4().hex[:8]}"
+        self._write(f"{PREFIX}{run.step:08d}-{uuid.uuid4().hex[:8]}", run, parameters, peft_config, metrics)
+        if number is not None:
+            self._prune(number)
+        best = _best_name(run)
+        if best is not None:
+            for name in storage.folders(self._address):
+                if name.startswith(BEST_PREFIX) and name != best:
+                    _clear(f"{self._address}/{name}")
+
+    def keep_best(
+        self,
+        run: RunState,
+        parameters: Mapping[str, ParameterState],
+        peft_config: Mapping[str, Any] | None,
+        metrics: bytes,
+    ) -> None:
+        """Writes the checkpoint with the lowest held-out loss so far, beside the ordinary ones.
+
+        Raises:
+            TrainingError: as `keep`.
+        """
+        name = f"{BEST_PREFIX}{run.step:08d}"
+        _clear(f"{self._address}/{name}")  # of a run that was stopped before an ordinary checkpoint of this step
+        self._write(name, run, parameters, peft_config, metrics)
+
+    def best(self, run: RunState, work: Path) -> Found:
+        """Finds the checkpoint with the lowest held-out loss.
+
+        Args:
+            run: of the ordinary checkpoint that knows which it is.
+            work: a local folder, into which a remote one is copied.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+            StorageError: it cannot be read.
+        """
+        name = _best_name(run)
+        if name is None:
+            raise CheckpointError(
+                f"{self._address}: no held-out loss was measured that is a number, so no checkpoint is the best; "
+                "use evaluate.use last with another `name`"
+            )
+        return self.fetch(name, work)
+
+    def _write(
+        self,
+        name: str,
+        run: RunState,
+        parameters: Mapping[str, ParameterState],
+        peft_config: Mapping[str, Any] | None,
+        metrics: bytes,
+    ) -> None:
         address = f"{self._address}/{name}"
         with tempfile.TemporaryDirectory(prefix="raysft-checkpoint-") as scratch:
             where = scratch
@@ -132,8 +187,6 @@ class CheckpointStore:
                 _clear(where)
                 cause = error if isinstance(error, OSError) else error.__cause__
                 raise _not_kept(run.step, where, needed, cause) from None
-        if number is not None:
-            self._prune(number)
 
     def _names(self) -> list[str]:
         """Names of all checkpoints, half ones too, by step."""
@@ -148,6 +201,11 @@ class CheckpointStore:
         ]
         for name in set(names) - set(whole[-number:]):
             _clear(f"{self._address}/{name}")
+
+
+def _best_name(run: RunState) -> str | None:
+    step = best_step(run.history)
+    return None if step is None else f"{BEST_PREFIX}{step:08d}"
 
 
 def _clear(address: str) -> None:

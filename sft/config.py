@@ -18,7 +18,9 @@ from pydantic_core import ErrorDetails
 from sft.adapter import NAME_PATTERN
 from sft.data_config import DataSection
 from sft.errors import ConfigError
+from sft.evaluate_config import EvaluateSection
 from sft.section import Section
+from sft.tracking_config import TrackingSection
 
 ENGINE_MAX_RANK = 512
 """The highest rank of an adapter that vLLM can be set to serve."""
@@ -199,6 +201,8 @@ class TrainConfig(Section):
     lora: LoraSection = LoraSection()
     data: DataSection
     train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+    tracking: TrackingSection = TrackingSection()
     deepspeed: DeepSpeedSection = DeepSpeedSection()
     scaling: ScalingSection = ScalingSection()
     failure: FailureSection = FailureSection()
@@ -225,6 +229,14 @@ class TrainConfig(Section):
             faults.append("model.attention flash_attention_2 needs scaling.use_gpu: use sdpa on CPU")
         if self.alias is not None and self.registry is None:
             faults.append("alias needs a registry: set registry, or leave alias out")
+        both = sorted({s.label for s in self.data.sources} & {s.label for s in self.evaluate.sources})
+        if both:
+            faults.append(f"{', '.join(both)} is a source of data and of evaluate: give one of them another `name`")
+        if self.tracking.tensorboard and "://" in self.storage:
+            faults.append(
+                "tracking.tensorboard needs a local storage, for its files grow and objects cannot: use "
+                "tracking.mlflow or tracking.wandb"
+            )
         most = self.scaling.workers.max
         if self.train.global_batch_size < most:
             faults.append(

@@ -45,7 +45,8 @@ hold, and with them a small store spilled to disk."""
 class DataPlan:
     """All that turning files into examples depends on; picklable, and the same on every node.
 
-    Rule: `found` is what a comparison of all rows found, None before it or where there is none.
+    Rule: `found` is what a comparison of all rows found, None before it or where there is none;
+    `set_aside` is the share of the rows that is not trained but evaluated.
     """
 
     files: tuple[RowFile, ...]
@@ -57,6 +58,7 @@ class DataPlan:
     hold_out: HoldOut
     hygiene: HygieneRules
     found: Found | None = None
+    set_aside: float = 0.0
 
     def tokenizer(self) -> BaseTokenizer:
         """The tokenizer and template that the rows are masked with, proven; loaded once a process."""
@@ -74,13 +76,14 @@ Stream = Callable[[DataPlan, Task], Iterator[pa.Table]]
 """Runs a task over the RAW tables of all files, and gives its tables in file and row order."""
 
 
-def plan_data(data: DataSection, base: Path, template: str | None = None) -> DataPlan:
+def plan_data(data: DataSection, base: Path, template: str | None = None, set_aside: float = 0.0) -> DataPlan:
     """Lists the files of all sources, and reads the evaluation files that rows must not repeat.
 
     Args:
         data: what to train on.
         base: folder of the base model, whose tokenizer is used.
         template: text of a chat template to use in place of the tokenizer's own.
+        set_aside: share of the rows that is not trained but evaluated.
 
     Raises:
         StorageError: a source is not there.
@@ -111,17 +114,20 @@ def plan_data(data: DataSection, base: Path, template: str | None = None) -> Dat
         rules=rules,
         hold_out=HoldOut(frozenset(data.hold_out.tasks), frozenset(data.hold_out.clusters)),
         hygiene=plan_hygiene(data.hygiene, _evaluation(data.hygiene)),
+        set_aside=set_aside,
     )
 
 
 def prepare_rows(table: pa.Table, plan: DataPlan) -> pa.Table:
     """Makes a PREPARED table of a RAW one."""
-    return prepare(table, plan.tokenizer(), plan.sources, plan.rules, plan.hold_out, plan.hygiene, plan.found)
+    return prepare(
+        table, plan.tokenizer(), plan.sources, plan.rules, plan.hold_out, plan.hygiene, plan.found, plan.set_aside
+    )
 
 
 def record_rows(table: pa.Table, plan: DataPlan) -> pa.Table:
     """Makes the records by which rows are compared with each other; one column, `record`."""
-    return records(table, plan.sources, plan.hold_out, plan.hygiene)
+    return records(table, plan.sources, plan.hold_out, plan.hygiene, plan.set_aside)
 
 
 def here(plan: DataPlan, task: Task, processes: int = 1) -> Iterator[pa.Table]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,11 +122,22 @@ class Engine:
         """Seeds NEFTune's noise for the next step, the same on every worker."""
         self.module.noise_seed = seed
 
-    def forward(self, **inputs: Tensor | None) -> Tensor:
-        """Runs the model; returns its scalar."""
+    def forward(self, **inputs: Any) -> Tensor:
+        """Runs the model; returns its scalar, or its logits where it generates."""
         output = self._engine(**inputs)
         assert isinstance(output, Tensor)
         return output
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Dropout off and no gradients; afterwards all is as it was, random state included."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        self._engine.eval()
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices):
+                yield
+        finally:
+            self._engine.train()
 
     def backward(self, scaled_loss: Tensor) -> None:
         """Accumulates gradients of a loss that is scaled already; DeepSpeed adds no scaling of its own."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sft.evaluation import Evaluation
 from sft.loop import StepReport
 from sft.report import Reporter
 
@@ -34,8 +35,8 @@ class Listener:
     """Hands the workers' words to the reporter, and ends a run that waits for workers in vain.
 
     Args:
-        queue: a Ray queue of StepReports, Notices and Starteds.
-        reporter: takes the steps.
+        queue: a Ray queue of StepReports, Evaluations, Notices and Starteds.
+        reporter: takes the steps and evaluations.
         say: prints a line.
         lacking: says what the cluster lacks to run the fewest workers, None where it lacks nothing.
         patience: seconds without a word after which a run that lacks something is ended; None never ends it.
@@ -73,7 +74,7 @@ class Listener:
         while True:
             stopping = self._stop.is_set()
             try:
-                told: StepReport | Notice | Started = self._queue.get(timeout=POLL_SECONDS)
+                told: StepReport | Evaluation | Notice | Started = self._queue.get(timeout=POLL_SECONDS)
             except Empty:
                 if stopping:
                     return
@@ -84,9 +85,11 @@ class Listener:
                 self._heard = time.monotonic()
                 self._tell(told)
 
-    def _tell(self, told: StepReport | Notice | Started) -> None:
+    def _tell(self, told: StepReport | Evaluation | Notice | Started) -> None:
         if isinstance(told, StepReport):
             self._reporter.step(told)
+        elif isinstance(told, Evaluation):
+            self._reporter.evaluation(told)
         elif isinstance(told, Notice):
             self._say(told.text)
         else:

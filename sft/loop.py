@@ -19,6 +19,7 @@ from sft import loss
 from sft.batch import MicroBatch, WorkerBatch
 from sft.engine import Engine
 from sft.errors import TrainingError
+from sft.hardware import peak_memory
 from sft.schedule import Cosine
 
 SKIPPED_IN_A_ROW = 5
@@ -49,10 +50,11 @@ class StepReport:
     """One optimizer step, over all workers.
 
     Rule: `loss` is the mean cross-entropy per trained token of the global batch, in nats; times are seconds of this
-    step on worker 0; `data_wait` is the part of `seconds` spent waiting for the batch. `total_steps` is exact at the
-    end of a run; before it, where packs make it unknown, an estimate. `epoch` counts epochs done, such as 1.25.
-    `skipped` counts the steps so far that were left out; such a step's loss or gradient norm is no finite number.
-    `rows` is the trace of the rows (`sft.trace`) in hexadecimal digits.
+    step on worker 0; `data_wait` is the part of `seconds` spent waiting for the batch; `memory` is the most that worker
+    0 has held so far, in bytes. `total_steps` is exact at the end of a run; before it, where packs make it unknown, an
+    estimate. `epoch` counts epochs done, such as 1.25. `skipped` counts the steps so far that were left out; such a
+    step's loss or gradient norm is no finite number. `rows` is the trace of the rows (`sft.trace`) in hexadecimal
+    digits.
     """
 
     step: int
@@ -65,6 +67,7 @@ class StepReport:
     trained_tokens: int
     seconds: float
     data_wait: float
+    memory: int
     skipped: int
     rows: str
 
@@ -97,6 +100,7 @@ def run_loop(
     report: Callable[[StepReport], None],
     save: Callable[[WorkerBatch, StepReport, bool], None],
     bad: Callable[[BadStep], str],
+    watch: Callable[[WorkerBatch, StepReport, bool], bool] = lambda *_: False,
 ) -> None:
     """Trains until the run is done.
 
@@ -110,6 +114,7 @@ def run_loop(
         report: called after every step.
         save: called after the step of a batch when a checkpoint is due, and at the end, which the last argument tells.
         bad: called on every worker for a bad step; says where its rows were written.
+        watch: called after every step, before `save`, with whether it is the last by plan; says whether it is the last.
 
     Raises:
         TrainingError: the loss or gradient of a step is not finite; raised on every worker, before a checkpoint.
@@ -147,11 +152,12 @@ def run_loop(
             trained_tokens=batch.trained_tokens,
             seconds=time.perf_counter() - begin,
             data_wait=waited,
+            memory=peak_memory(engine.device),
             skipped=skipped,
             rows=f"{batch.trace:016x}",
         )
         report(done)
-        last = after >= 1
+        last = watch(batch, done, after >= 1) or after >= 1
         if last or (plan.save_every is not None and (step + 1) % plan.save_every == 0):
             save(batch, done, last)
         if last:
@@ -167,7 +173,7 @@ def _train_step(engine: Engine, batch: WorkerBatch) -> tuple[list[float], float]
     factor = loss.normaliser(batch.weight, engine.workers)
     sums = []
     for number, micro in enumerate(batch.micro_batches, start=1):
-        summed = engine.forward(**_tensors(micro, engine.device))
+        summed = engine.forward(**tensors(micro, engine.device))
         engine.backward(summed * factor)
         sums.append(summed.detach())
         if number < len(batch.micro_batches):
@@ -229,7 +235,8 @@ def _stop(fault: BadStep, where: str, in_a_row: int, plan: LoopPlan) -> None:
         )
 
 
-def _tensors(micro: MicroBatch, device: torch.device) -> dict[str, Tensor | None]:
+def tensors(micro: MicroBatch, device: torch.device) -> dict[str, Tensor | None]:
+    """A micro-batch as the model's arguments."""
     arrays = {
         "input_ids": micro.input_ids,
         "labels": micro.labels,

@@ -44,6 +44,7 @@ class Reason(StrEnum):
     CONTAMINATED = "contaminated"
     PERSONAL_DATA = "personal_data"
     HELD_OUT = "held_out"
+    SET_ASIDE = "set_aside"
 
 
 class RowError(DataError):

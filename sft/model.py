@@ -65,6 +65,9 @@ class ModelPlan:
 class LossModel(nn.Module):
     """Forward = sum of the cross-entropy over a micro-batch's trained tokens; logits only where they are needed.
 
+    Without labels it is the model as a generator. That is done here as well, because ZeRO-3 follows the passes of the
+    module that it wraps.
+
     Args:
         model: a causal language model, or a `PeftModel` around one.
         autocast: type to compute in where it is not the weights' own.
@@ -85,12 +88,23 @@ class LossModel(nn.Module):
     def forward(
         self,
         input_ids: Tensor,
-        labels: Tensor,
-        position_ids: Tensor,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         weights: Tensor | None = None,
+        cache: Any = None,
     ) -> Tensor:
-        """Returns the cross-entropy sum, a float32 scalar; arguments as in `sft.batch.MicroBatch`."""
+        """Returns the cross-entropy sum, a float32 scalar; arguments as in `sft.batch.MicroBatch`.
+
+        Without labels it takes the next tokens of one text and the cache of those before, which it fills, and returns
+        the logits of what follows, shape (vocabulary,).
+        """
+        if labels is None:
+            with self._precision(input_ids.device.type):
+                following = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            next_logits: Tensor = following.logits[0, -1]
+            return next_logits
+        assert position_ids is not None  # labels come with their positions
         wanted = loss.targets(labels)
         shifted = None if weights is None else loss.target_weights(weights)
         with self._precision(input_ids.device.type):

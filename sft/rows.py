@@ -6,7 +6,6 @@ ids and labels, or a reason. So nothing is dropped without being counted.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from sft.holdout import HoldOut
 from sft.hygiene import Found, HygieneRules, screen
 from sft.mask import Example, Flags, Masked, mask
 from sft.messages import Conversation, Reason, RowError
+from sft.set_aside import content_hash, is_set_aside
 from sft.spans import Rendered
 
 PREPARED = pa.schema(
@@ -76,6 +76,7 @@ def prepare(
     hold_out: HoldOut | None = None,
     hygiene: HygieneRules | None = None,
     found: Found | None = None,
+    set_aside: float = 0.0,
 ) -> pa.Table:
     """Makes a PREPARED table of a RAW one: converts, leaves out, renders, masks and tokenises.
 
@@ -89,8 +90,11 @@ def prepare(
         hold_out: what is not trained.
         hygiene: what is looked for in single rows.
         found: what a comparison of all rows found.
+        set_aside: share of the rows that is not trained but evaluated.
     """
     rows = _convert(table, sources)
+    if set_aside:
+        rows = [_set_aside(row, set_aside) for row in rows]
     if hold_out:
         rows = [_held_out(row, hold_out) for row in rows]
     if found is not None and hygiene is not None:
@@ -124,7 +128,13 @@ def prepare(
     return _prepared_table(table, fates, masked)
 
 
-def records(table: pa.Table, sources: Mapping[str, SourcePlan], hold_out: HoldOut, hygiene: HygieneRules) -> pa.Table:
+def records(
+    table: pa.Table,
+    sources: Mapping[str, SourcePlan],
+    hold_out: HoldOut,
+    hygiene: HygieneRules,
+    set_aside: float = 0.0,
+) -> pa.Table:
     """Makes the records by which rows are compared with each other (`sft.duplicates`), of the rows that can be read.
 
     Returns:
@@ -137,7 +147,7 @@ def records(table: pa.Table, sources: Mapping[str, SourcePlan], hold_out: HoldOu
     made = fingerprints(
         [row.id for row in kept],
         [row.conversation for row in kept if row.conversation is not None],
-        [hold_out.holds(row.cell) for row in kept],
+        [hold_out.holds(row.cell) or is_set_aside(row.id, set_aside) for row in kept],
         hygiene.near_threshold is not None,
     )
     return pa.table({"record": pa.array(made, pa.binary())})
@@ -160,7 +170,7 @@ def _convert(table: pa.Table, sources: Mapping[str, SourcePlan]) -> list[_Row]:
     for number, content in enumerate(raw):
         name = source[number]
         plan = sources[name]
-        place = f"{name}/{file[number]}:{position[number]}:{hashlib.blake2b(content, digest_size=6).hexdigest()}"
+        place = f"{name}/{file[number]}:{position[number]}:{content_hash(content)}"
         try:
             conversation = to_conversation(parse(content), plan.spec)
         except RowError as error:
@@ -176,6 +186,13 @@ def _held_out(row: _Row, hold_out: HoldOut) -> _Row:
         return row
     of = f"task {row.cell.task!r}" if row.cell.task in hold_out.tasks else f"cluster {row.cell.cluster!r}"
     return row._replace(conversation=None, error=RowError(Reason.HELD_OUT, "", f"{of} is held out (data.hold_out)"))
+
+
+def _set_aside(row: _Row, share: float) -> _Row:
+    if row.conversation is None or not is_set_aside(row.id, share):
+        return row
+    error = RowError(Reason.SET_ASIDE, "", "is evaluated and not trained (evaluate.share)")
+    return row._replace(conversation=None, error=error)
 
 
 def _compared(row: _Row, reasons: tuple[Reason, ...], hygiene: HygieneRules) -> _Row:
@@ -272,7 +289,7 @@ class _Fate(NamedTuple):
 
 
 def _prepared_table(table: pa.Table, fates: Sequence[_Fate], masked: Masked) -> pa.Table:
-    origin = table.drop(["raw"]).take([fate.number for fate in fates])
+    origin = table.drop(["raw"]).take(pa.array([fate.number for fate in fates], pa.int64()))
     rendered = np.fromiter((fate.rendered is not None for fate in fates), np.bool_, len(fates))
     errors = [fate.error for fate in fates]
     for place, error in zip(np.flatnonzero(rendered), masked.errors, strict=True):

@@ -17,7 +17,7 @@ from sft import storage
 from sft.config import TrainConfig
 from sft.errors import TrainingError
 
-FREE_KEYS = ("registry", "alias", "storage", "scaling", "failure", "checkpoint", "ray", "deepspeed")
+FREE_KEYS = ("registry", "alias", "storage", "scaling", "failure", "checkpoint", "ray", "deepspeed", "tracking")
 """Sections of a config that may change when a run goes on: they do not change what is trained."""
 FREE_FIELDS = ("train.micro_batch_size", "train.on_bad_loss", "model.gradient_checkpointing")
 """Fields of other sections that may change, too: they cut the same work into other pieces."""
@@ -40,6 +40,16 @@ class RunFolder:
     def metrics(self) -> str:
         """Every step as a JSON line."""
         return f"{self.address}/metrics.jsonl"
+
+    @property
+    def evaluations(self) -> str:
+        """Every evaluation as a JSON line."""
+        return f"{self.address}/evaluations.jsonl"
+
+    @property
+    def report(self) -> str:
+        """The report page."""
+        return f"{self.address}/report.html"
 
     @property
     def quarantine(self) -> str:

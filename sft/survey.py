@@ -28,6 +28,7 @@ from sft.rows import PREPARED
 EXCLUSIONS = frozenset(
     {
         "held_out",
+        "set_aside",
         "duplicate",
         "near_duplicate",
         "contradiction",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import os
 import shutil
 import tempfile
@@ -22,23 +22,30 @@ from sft.adapter import (
     write_bundle,
 )
 from sft.base import BaseTokenizer, locate, read_template
+from sft.card import model_card
 from sft.checkpoint import Fingerprints, read_metrics, verify_checkpoint
 from sft.checkpoint_store import CheckpointStore
 from sft.cluster import connect, shortage
 from sft.config import TrainConfig, TrainSection
 from sft.data import DataPlan, here, on_ray, plan_data, prepare_rows
+from sft.ending import ending
 from sft.errors import ConfigError, RaysftError, TrainingError
+from sft.evaluation import EvaluationPlan
+from sft.evaluation_rows import plan_evaluation
 from sft.failures import failures, stop_at_faults, translated, user_fault
 from sft.feed import FeedPlan
 from sft.listener import Listener
 from sft.model import LoraPlan, ModelPlan
 from sft.model_folder import MANIFEST as MODEL_MANIFEST
 from sft.model_folder import verify_model, write_model
+from sft.record import evaluation_at, read_record
 from sft.report import Reporter, clock
 from sft.run import RunFolder, fetch_bundle, fetch_model, keep_bundle, keep_model, open_run, save_json
 from sft.selection import Epochs, Selection, needs_all_rows, select
 from sft.survey import Survey, survey
 from sft.tokens import encode
+from sft.trackers import check_installed, trackers
+from sft.watch import watch_plan
 from sft.worker import WorkerJob, feed_actor, train_worker
 
 Say = Callable[[str], None]
@@ -52,8 +59,8 @@ class TrainingResult:
     """A finished run.
 
     Rule: `bundle` is a verified adapter bundle on local disk, or, where `TrainConfig.makes_model`, a verified model
-    folder; `tokens_per_s` counts all tokens over the time of the
-    steps alone, in the run that made the bundle; `seconds` is all the time that this call took.
+    folder; `tokens_per_s` counts all tokens over the time of the steps alone, in the run that made the bundle;
+    `seconds` is all the time that this call took.
     """
 
     bundle: Path
@@ -75,7 +82,9 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     """
     begin = time.perf_counter()
     base = locate(config.model.base)
-    plan = plan_data(config.data, base, read_template(config.model.chat_template))
+    check_installed(config.tracking)
+    template = read_template(config.model.chat_template)
+    plan = plan_data(config.data, base, template, config.evaluate.share)
     tokenizer = plan.tokenizer()
     folder = open_run(config)
     what, kept = ("model", folder.model) if config.makes_model else ("bundle", folder.bundle)
@@ -101,10 +110,13 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
         _look(plan, config, say)
     data = selection.survey.fingerprint if selection else plan.fingerprint
     prints = Fingerprints(base_fingerprint(base), tokenizer.template.fingerprint, data)
-    reporter = Reporter(folder.metrics, say)
+    evaluation = _evaluation(plan, template, config, say)
+    tracked = trackers(config.tracking, config.name, folder.address, config.model_dump(mode="json"), say)
+    decode = functools.partial(tokenizer.tokenizer.decode, skip_special_tokens=True)
+    reporter = Reporter(folder.metrics, say, evaluations=folder.evaluations, decode=decode, trackers=tracked)
     epochs = Epochs(selection.plan if selection else plan, config.train.seed, selection)
-    with tempfile.TemporaryDirectory(prefix="raysft-run-") as work:
-        made = _train(config, epochs, tokenizer, prints, folder, reporter, say, Path(work))
+    with ending(folder, tracked, say), tempfile.TemporaryDirectory(prefix="raysft-run-") as work:
+        made = _train(config, epochs, tokenizer, prints, folder, reporter, evaluation, say, Path(work))
     seconds = time.perf_counter() - begin
     say(f"trained in {clock(seconds)}; {what} in {kept}")
     return _result(made, folder, seconds, reused=False)
@@ -126,6 +138,19 @@ def _select(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) ->
     return selection
 
 
+def _evaluation(plan: DataPlan, template: str | None, config: TrainConfig, say: Say) -> EvaluationPlan | None:
+    try:
+        made = plan_evaluation(config.evaluate, config.data, plan, template, config.train.layout, on_ray)
+    except RaysftError:
+        raise
+    except Exception as error:
+        raise translated(error, "the rows to evaluate could not be prepared") from None
+    if made is not None:
+        held = sum(len(examples) for examples in made.sources.values())
+        say(f"evaluating on {held:,} held-out examples and {len(made.prompts)} prompt(s)")
+    return made
+
+
 def _look(plan: DataPlan, config: TrainConfig, say: Say) -> None:
     """Counts the first rows alone: a run that ends by steps starts before its data was read to the end."""
     say(f"reading {len(plan.files)} file(s) while training, masking with the chat template of {config.model.id}")
@@ -142,7 +167,7 @@ def _told(counted: Survey, folder: RunFolder) -> str:
     return (
         f"{counted.kept:,} examples, {counted.tokens:,} tokens, {counted.trained_tokens:,} trained"
         + (f"; {bad:,} of {counted.rows:,} rows quarantined in {folder.quarantine}" if bad else "")
-        + (f"; {left_out:,} rows left out as data.hygiene and data.hold_out ask" if left_out else "")
+        + (f"; {left_out:,} rows left out as the config asks" if left_out else "")
     )
 
 
@@ -153,16 +178,17 @@ def _train(
     prints: Fingerprints,
     folder: RunFolder,
     reporter: Reporter,
+    evaluation: EvaluationPlan | None,
     say: Say,
     work: Path,
 ) -> Path:
-    """Goes on from the newest checkpoint to the last one, and makes the run's result of it."""
+    """Goes on from the newest checkpoint to the last one, and makes the run's result of it or of the best."""
     store, values = CheckpointStore(folder.address), config.model_dump(mode="json")
     found = store.newest(prints, values, work, lambda _: None)  # the workers look, too, and tell
     reporter.go_on(read_metrics(found.folder) if found else b"")
     selection = epochs.selection
     if found is None or not found.run.finished:
-        counted = _fit(config, epochs, tokenizer, prints, folder, reporter, say)
+        counted = _fit(config, epochs, tokenizer, prints, folder, reporter, evaluation, say)
         found = store.newest(prints, values, work, say)
     elif selection is not None:
         counted = selection.survey
@@ -170,6 +196,8 @@ def _train(
         counted = survey(on_ray(epochs.plan, prepare_rows))
     if found is None or not found.run.finished:
         raise TrainingError(f"run {config.name} ended without its last checkpoint; nothing was published")
+    if config.evaluate.use == "best":
+        found = store.best(found.run, work)
     return _product(found.folder, config, tokenizer, prints, counted, reporter, folder, epochs.plan.base)
 
 
@@ -180,6 +208,7 @@ def _fit(
     prints: Fingerprints,
     folder: RunFolder,
     reporter: Reporter,
+    evaluation: EvaluationPlan | None,
     say: Say,
 ) -> Survey:
     """Runs the worker group; returns what the data held as far as it was read."""
@@ -210,6 +239,8 @@ def _fit(
         num_to_keep=config.checkpoint.num_to_keep,
         feed=feed,
         reports=reports,
+        watch=watch_plan(config.evaluate),
+        evaluation=ray.put(evaluation) if evaluation else None,
     )
     trainer = TorchTrainer(
         train_worker,
@@ -287,19 +318,21 @@ def _product(
     folder: RunFolder,
     base: Path,
 ) -> Path:
-    """Makes the run's result out of its last checkpoint and keeps it: an adapter bundle, or a model."""
+    """Makes the run's result out of a checkpoint and keeps it: an adapter bundle, or a model."""
     run = verify_checkpoint(checkpoint)
+    record = read_record(folder)
     work = Path(tempfile.mkdtemp(prefix="raysft-"))
     lineage = {
         "run": config.name,
         "data_fingerprint": counted.fingerprint,
         "metrics": {
             "steps": run.step,
-            "loss": reporter.last.loss if reporter.last and math.isfinite(reporter.last.loss) else None,
+            "loss": reporter.loss(run.step),
             "tokens_per_s": reporter.tokens / max(reporter.seconds, 1e-9),
             "trained_tokens_per_s": reporter.trained_tokens / max(reporter.seconds, 1e-9),
         },
         "data": counted.to_dict(),
+        "evaluation": evaluation_at(record, run.step),
         "config": run.config,
     }
     try:
@@ -324,6 +357,7 @@ def _product(
             stop_ids=tokenizer.stop_ids,
             golden=golden(tokenizer),
             lineage=lineage,
+            card=model_card(record, run.step, counted.to_dict(), prints.base),
         )
         return keep_bundle(folder, work / "bundle")
     finally:

@@ -20,6 +20,7 @@ from sft.config import DeepSpeedSection, TrainSection
 from sft.data import epoch_on_ray
 from sft.engine import Engine, EnginePlan
 from sft.errors import DataError, RaysftError, StorageError
+from sft.evaluation import Evaluation, Evaluator
 from sft.feed import BatchFeed, FeedPlan
 from sft.listener import Notice, Started
 from sft.loop import BadStep, LoopPlan, StepReport, run_loop
@@ -31,6 +32,7 @@ from sft.run import save_json
 from sft.schedule import Cosine
 from sft.selection import Epochs
 from sft.survey import Survey
+from sft.watch import Measured, Watch, WatchPlan
 
 PREFETCH = 2
 """Batches that a worker asks for ahead of the one that it computes."""
@@ -55,6 +57,9 @@ class WorkerJob:
     num_to_keep: int | None
     feed: Any
     reports: Any
+    watch: WatchPlan | None
+    evaluation: Any
+    """Reference to the EvaluationPlan, whose many rows each node fetches once."""
 
 
 def feed_actor(epochs: Epochs, feed: FeedPlan, max_bad_fraction: float | None) -> Any:
@@ -119,11 +124,14 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     start = _resume(job, store, engine, rank)
     if start.finished:
         return
-    history = [start.metrics]
+    metrics = [start.metrics]
+    watch = _watch(job, store, engine, model, start, metrics, rank)
+    if watch is not None and not watch.history and start.step == 0:
+        watch.before()
 
     def report(done: StepReport) -> None:
         if rank == 0:
-            history.append(metrics_line(done).encode())
+            metrics.append(metrics_line(done).encode())
             job.reports.put(done)
 
     run_loop(
@@ -144,16 +152,23 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         skipped=start.skipped,
         report=report,
         save=lambda batch, done, last: _save(
-            job, store, engine, model, _run_state(job, batch, done, last), history, rank
+            job,
+            store,
+            engine,
+            model,
+            _run_state(job, batch, done, last, watch.history if watch else ()),
+            metrics,
+            rank,
         ),
         bad=lambda step: _keep_bad(job, step, rank),
+        watch=watch.after if watch else lambda *_: False,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """Finished steps, those of them that were left out, the next step to train by its epoch and its number in it, and
-    what there is to tell of the finished ones.
+    """Finished steps, those of them that were left out, the next step to train by its epoch and its number in it, what
+    there is to tell of the finished ones, and their held-out losses.
     """
 
     step: int = 0
@@ -162,6 +177,36 @@ class _Start:
     epoch_step: int = 0
     finished: bool = False
     metrics: bytes = b""
+    history: tuple[Measured, ...] = ()
+
+
+def _watch(
+    job: WorkerJob,
+    store: CheckpointStore,
+    engine: Engine,
+    model: LossModel,
+    start: _Start,
+    metrics: list[bytes],
+    rank: int,
+) -> Watch | None:
+    """What evaluates the run, where the config asks for it."""
+    import ray
+
+    if job.watch is None:
+        return None
+
+    def keep(batch: WorkerBatch, done: StepReport, history: tuple[Measured, ...]) -> None:
+        state = engine.state(keep=rank == 0)
+        if rank == 0:
+            run = _run_state(job, batch, done, False, history)
+            store.keep_best(run, state, peft_config(model), b"".join(metrics))
+
+    def tell(evaluation: Evaluation) -> None:
+        if rank == 0:
+            job.reports.put(evaluation)
+
+    evaluate = Evaluator(engine, ray.get(job.evaluation), rank)
+    return Watch(job.watch, evaluate, tell=tell, keep=keep, history=start.history)
 
 
 def _batches(job: WorkerJob, start: _Start, rank: int, workers: int) -> Iterator[WorkerBatch]:
@@ -208,14 +253,18 @@ def _resume(job: WorkerJob, store: CheckpointStore, engine: Engine, rank: int) -
             engine.load_state(read_parameters(found.folder), run.step - run.skipped)
         if rank == 0:
             _tell(job, f"going on after step {run.step}")
-        return _Start(run.step, run.skipped, run.epoch, run.epoch_step, run.finished, read_metrics(found.folder))
+        return _Start(
+            run.step, run.skipped, run.epoch, run.epoch_step, run.finished, read_metrics(found.folder), run.history
+        )
 
 
 def _tell(job: WorkerJob, text: str) -> None:
     job.reports.put(Notice(text))
 
 
-def _run_state(job: WorkerJob, batch: WorkerBatch, done: StepReport, last: bool) -> RunState:
+def _run_state(
+    job: WorkerJob, batch: WorkerBatch, done: StepReport, last: bool, history: tuple[Measured, ...]
+) -> RunState:
     return RunState(
         step=done.step,
         epoch=batch.epoch,
@@ -225,6 +274,7 @@ def _run_state(job: WorkerJob, batch: WorkerBatch, done: StepReport, last: bool)
         config=job.config,
         skipped=done.skipped,
         finished=last,
+        history=history,
     )
 
 
@@ -234,7 +284,7 @@ def _save(
     engine: Engine,
     model: LossModel,
     run: RunState,
-    history: list[bytes],
+    metrics: list[bytes],
     rank: int,
 ) -> None:
     """Keeps a checkpoint; every worker takes part, worker 0 writes."""
@@ -242,7 +292,7 @@ def _save(
 
     state = engine.state(keep=rank == 0)
     if rank == 0:
-        store.keep(run, state, peft_config(model), b"".join(history), job.num_to_keep)
+        store.keep(run, state, peft_config(model), b"".join(metrics), job.num_to_keep)
     # Nobody trains on before the checkpoint is there. Ray need not know it: the run's folder is the record.
     ray.train.report({"step": run.step})
 

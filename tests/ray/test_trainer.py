@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sft.adapter import GOLDEN_MESSAGES, verify_bundle
+from sft.adapter import CARD, GOLDEN_MESSAGES, verify_bundle
 from sft.base import load_tokenizer
 from sft.checkpoint import verify_checkpoint
 from sft.config import FailureSection, TrainConfig
@@ -63,7 +63,10 @@ def finished(cluster: str, tmp_path_factory: pytest.TempPathFactory, tiny_model:
     assert cluster
     folder = tmp_path_factory.mktemp("finished")
     lines: list[str] = []
-    made = config(folder, tiny_model, deepspeed={"zero_stage": 2})
+    held_out = folder / "held_out.jsonl"
+    held_out.write_text("".join(json.dumps({"instruction": f"say {i}", "output": "y" * i}) + "\n" for i in range(1, 6)))
+    evaluate = {"sources": [{"path": str(held_out)}], "every_steps": 3, "prompts": ["count to 3"], "max_new_tokens": 4}
+    made = config(folder, tiny_model, deepspeed={"zero_stage": 2}, evaluate=evaluate, tracking={"tensorboard": True})
     return Finished(folder, made, train(made, lines.append), lines)
 
 
@@ -97,6 +100,24 @@ def test_two_workers_train_a_bundle_and_the_run_can_be_taken_again(finished: Fin
     again = train(made, lines.append)
     assert (again.reused, again.steps, verify_bundle(again.bundle)) == (True, 8, bundle)
     assert len(metrics(tmp_path)) == 8
+
+
+def test_a_run_is_evaluated_and_leaves_its_report_and_its_card(finished: Finished) -> None:
+    run = finished.folder / "runs" / "tiny"
+    evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert [made["step"] for made in evaluations] == [0, 3, 6, 8]
+    assert {(made["sources"]["held_out.jsonl"]["rows"], made["samples"][0]["prompt"]) for made in evaluations} == {
+        (5, "count to 3")
+    }
+    best = min(evaluations[1:], key=lambda made: made["loss"])
+    assert [path.name for path in run.glob("best-*")] == [f"best-{best['step']:08d}"]
+    assert verify_checkpoint(run / f"best-{best['step']:08d}").history[-1] == (best["step"], best["loss"])
+    assert "<b>Finished</b> after 8 steps" in (run / "report.html").read_text()
+    assert list((run / "tensorboard").iterdir())
+    bundle = verify_bundle(finished.result.bundle)
+    assert bundle.lineage["evaluation"]["loss"] == evaluations[-1]["loss"]
+    assert f"| {ROWS} |" in (finished.result.bundle / CARD).read_text()
+    assert any("step 3 evaluated  held-out loss" in line for line in finished.lines)
 
 
 def test_a_run_that_ends_by_steps_starts_before_its_data_is_counted(

@@ -16,7 +16,7 @@ from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownM
 from serve.registry import Registry
 from serve.store import FolderStore
 from serve.versions import VersionId, check_name
-from sft.adapter import ADAPTER_WEIGHTS, MANIFEST, verify_bundle
+from sft.adapter import ADAPTER_WEIGHTS, CARD, MANIFEST, verify_bundle
 from sft.errors import AdapterError
 from tests.bundles import tiny_bundle
 
@@ -63,6 +63,14 @@ def test_download_gives_the_bundle_and_keeps_it(filled: Registry, tmp_path: Path
     before = target.stat().st_ino
     filled.download(filled.get(V1), target)
     assert target.stat().st_ino == before
+
+
+def test_a_model_card_travels_with_its_version(registry: Registry, tmp_path: Path) -> None:
+    tiny_bundle(tmp_path / "bundle", card="# Card\n")
+    registry.publish(tmp_path / "bundle", "support")
+    registry.download(registry.get(V1), tmp_path / "copy")
+    assert (tmp_path / "copy" / CARD).read_text() == "# Card\n"
+    assert verify_bundle(tmp_path / "copy") == registry.get(V1).bundle
 
 
 def test_download_replaces_a_broken_copy(filled: Registry, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from sft import loss
 from sft.batch import Layout, WorkerBatch, deal, worker_batch
 from sft.engine import Engine, EnginePlan, ParameterState
-from sft.loop import BadStep, LoopPlan, _tensors, run_loop
+from sft.loop import BadStep, LoopPlan, run_loop, tensors
 from sft.mask import UNTRAINED, Example
 from sft.model import LoraPlan, LossModel, ModelPlan, build_model, trained_parameters
 from sft.schedule import Cosine
@@ -108,7 +108,7 @@ def whole_gradients(model: LossModel, rows: list[list[Example]]) -> dict[str, Te
     alone = [[example] for row in rows for example in row]
     batch = share(alone, 0, 0, 1, len(alone), 1, "padded")
     model.zero_grad()
-    (model(**_tensors(batch.micro_batches[0], torch.device("cpu"))) * loss.normaliser(batch.weight, 1)).backward()
+    (model(**tensors(batch.micro_batches[0], torch.device("cpu"))) * loss.normaliser(batch.weight, 1)).backward()
     return _copied({name: parameter.grad for name, parameter in trained_parameters(model).items()})
 
 
@@ -123,7 +123,7 @@ def cut_gradients(engine: Engine, batch: WorkerBatch) -> dict[str, Tensor]:
     engine.set_learning_rate(0.0)
     factor = loss.normaliser(batch.weight, engine.workers)
     for number, micro in enumerate(batch.micro_batches, start=1):
-        engine.backward(engine.forward(**_tensors(micro, engine.device)) * factor)
+        engine.backward(engine.forward(**tensors(micro, engine.device)) * factor)
         if number < len(batch.micro_batches):
             engine.step()
     found = {

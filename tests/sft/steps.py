@@ -6,8 +6,9 @@ For every ZeRO stage it trains a few steps from the same start and writes losses
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,12 @@ from safetensors.torch import save_file
 from sft.batch import Layout, WorkerBatch, accumulation_steps, worker_batch
 from sft.engine import Engine, EnginePlan
 from sft.errors import TrainingError
+from sft.evaluation import Evaluation, EvaluationPlan, Evaluator
 from sft.loop import LoopPlan, StepReport, run_loop
 from sft.mask import UNTRAINED, Example
-from sft.model import LoraPlan, ModelPlan, build_model
+from sft.model import LoraPlan, LossModel, ModelPlan, build_model
 from sft.schedule import Cosine
+from sft.watch import Watch, WatchPlan
 
 STEPS = 4
 GLOBAL_BATCH = 6
@@ -41,16 +44,22 @@ def examples(seed: int, count: int) -> list[Example]:
     return made
 
 
-def make_engine(
-    base: Path, stage: Literal[0, 1, 2, 3], workers: int, micro: int, dtype: Literal["float32", "bfloat16"]
-) -> Engine:
-    """A tiny model in an engine, the same start every time."""
+def make_model(base: Path, dtype: Literal["float32", "bfloat16"]) -> LossModel:
+    """A tiny model, the same start every time."""
     torch.manual_seed(0)
     model = build_model(ModelPlan(base, "tiny", dtype, "none", "sdpa", False, LoraPlan(4, 8, 0.0, "all-linear")))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(0, 0.05)
+    return model
+
+
+def make_engine(
+    base: Path, stage: Literal[0, 1, 2, 3], workers: int, micro: int, dtype: Literal["float32", "bfloat16"]
+) -> Engine:
+    """That model in an engine."""
+    model = make_model(base, dtype)
     plan = EnginePlan(
         zero_stage=stage,
         offload_optimizer=False,
@@ -65,7 +74,14 @@ def make_engine(
     return Engine(model, plan, workers=workers, device=torch.device("cpu"))
 
 
-def train(engine: Engine, rank: int, start: int = 0, stop: int = STEPS, layout: Layout = "packed") -> list[StepReport]:
+def train(
+    engine: Engine,
+    rank: int,
+    start: int = 0,
+    stop: int = STEPS,
+    layout: Layout = "packed",
+    watch: Callable[[WorkerBatch, StepReport, bool], bool] = lambda *_: False,
+) -> list[StepReport]:
     """Trains steps `start` to `stop` of one epoch whose last batch is short."""
     rows = examples(7, GLOBAL_BATCH * STEPS - 5)
 
@@ -97,8 +113,47 @@ def train(engine: Engine, rank: int, start: int = 0, stop: int = STEPS, layout: 
             report=reports.append,
             save=lambda *_: None,
             bad=lambda _: "F",
+            watch=watch,
         )
     return reports
+
+
+def evaluation_plan(layout: Layout = "packed") -> EvaluationPlan:
+    """Two sources of five and three examples, and two prompts; nothing ends an answer."""
+    rows = examples(11, 8)
+    sources = {"one": rows[:5], "two": rows[5:]}
+    return EvaluationPlan(sources, {"a": [5, 6, 7], "b": [9, 30, 31, 40]}, 3, frozenset({1}), layout, 24, 2)
+
+
+def evaluate(engine: Engine, rank: int, folder: Path) -> dict[str, Any]:
+    """Trains with a look before, after two steps and at the end; tells what was seen, and what it has disturbed."""
+    seen: list[Evaluation] = []
+    kept: list[int] = []
+    evaluator = Evaluator(engine, evaluation_plan(), rank)
+    watch = Watch(
+        WatchPlan(every_steps=2, patience=None, min_delta=0.0, keep_best=True),
+        evaluator,
+        tell=seen.append,
+        keep=lambda _, report, __: kept.append(report.step),
+    )
+    before = torch.get_rng_state()
+    watch.before()
+    undisturbed = torch.equal(before, torch.get_rng_state())
+    reports = train(engine, rank, watch=watch.after)
+    if rank == 0:
+        values = {key: value.value for key, value in engine.state().items()}
+        save_file(values, folder / f"{engine.workers}-evaluated{engine.plan.zero_stage}.safetensors")
+    else:
+        engine.state()
+    return {
+        "loss": [report.loss for report in reports],
+        "grad_norm": [report.grad_norm for report in reports],
+        "history": watch.history,
+        "kept": kept,
+        "undisturbed": undisturbed and engine.module.training,
+        "sources": {name: asdict(score) for name, score in seen[0].sources.items()},
+        "samples": [sample.ids for sample in seen[0].samples],
+    }
 
 
 def main(rank: int, workers: int, folder: Path) -> None:
@@ -124,6 +179,12 @@ def main(rank: int, workers: int, folder: Path) -> None:
         second = make_engine(base, stages[after], workers, 2, "float32")
         second.load_state(half, 2)
         keep(f"resumed{before}to{after}", second, train(second, rank, start=2))
+    for stage in stages if workers > 1 else stages[:1]:
+        engine = make_engine(base, stage, workers, 2, "float32")
+        told[f"evaluated{stage}"] = evaluate(engine, rank, folder)
+    engine = make_engine(base, 0, workers, 2, "float32")
+    padded = Evaluator(engine, evaluation_plan("padded"), rank)(0, 0.0)
+    told["evaluated-padded"] = {name: asdict(score) for name, score in padded.sources.items()}
     engine = make_engine(base, 3, workers, 2, "bfloat16")
     keep("stage3-bfloat16", engine, train(engine, rank))
     engine = make_engine(base, 0, workers, 2, "bfloat16")

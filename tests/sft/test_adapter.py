@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 from sft.adapter import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    CARD,
     MANIFEST,
     TEMPLATE,
     Bundle,
@@ -54,7 +55,9 @@ def good() -> Weights:
     }
 
 
-def make(folder: Path, weights: Weights | None = None, config: dict[str, Any] | None = None) -> Bundle:
+def make(
+    folder: Path, weights: Weights | None = None, config: dict[str, Any] | None = None, card: str | None = None
+) -> Bundle:
     sources = folder.parent / "sources"
     sources.mkdir(exist_ok=True)
     save_file(weights or good(), sources / "w.safetensors")
@@ -70,6 +73,7 @@ def make(folder: Path, weights: Weights | None = None, config: dict[str, Any] | 
         stop_ids=[1],
         golden=[Golden(messages=({"role": "user", "content": "Hi"},), prompt_ids=(1, 2, 3))],
         lineage={"run": "r"},
+        card=card,
     )
 
 
@@ -79,6 +83,22 @@ def test_a_bundle_reads_back_as_written(tmp_path: Path) -> None:
     assert (made.rank, made.target_modules, made.stop_ids) == (2, ("q_proj",), (1,))
     assert {path.name for path in (tmp_path / "b").iterdir()} == {ADAPTER_CONFIG, ADAPTER_WEIGHTS, TEMPLATE, MANIFEST}
     assert {path.name for path in tmp_path.iterdir()} == {"b", "sources"}
+
+
+def test_a_model_card_is_part_of_a_bundle(tmp_path: Path) -> None:
+    made = make(tmp_path / "b", card="# Ä card\n")
+    assert verify_bundle(tmp_path / "b") == made
+    assert made.files.keys() == {ADAPTER_CONFIG, ADAPTER_WEIGHTS, TEMPLATE, CARD}
+    (tmp_path / "b" / CARD).write_text("# Another\n")
+    with pytest.raises(AdapterError, match=r"README\.md: the file is not what the manifest says"):
+        verify_bundle(tmp_path / "b")
+
+
+def test_a_card_that_the_manifest_does_not_name_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "b")
+    (tmp_path / "b" / CARD).write_text("# Slipped in\n")
+    with pytest.raises(AdapterError, match=r"README\.md: the file is not in the manifest"):
+        verify_bundle(tmp_path / "b")
 
 
 def test_a_bundle_is_never_overwritten(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from sft.errors import CheckpointError, StorageError, TrainingError
 from tests.sft.test_run import config
 
 PRINTS = Fingerprints("b", "t", "d")
-SIZE = 3000
+SIZE = 2800
 """Values of the one parameter: a checkpoint is about 12 bytes times that."""
 
 
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_no_half_one(small_disk: Path,
 def test_a_full_scratch_disk_is_said(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "run").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(small_disk))
-    (small_disk / "other").write_bytes(bytes(40_000))
+    (small_disk / "other").write_bytes(bytes(44_000))
     with pytest.raises(TrainingError, match=FULL):
         keep(CheckpointStore(f"{tmp_path}/run"), state(tmp_path, 6))
     assert [path.name for path in small_disk.iterdir()] == ["other"]
@@ -222,3 +222,38 @@ def test_a_store_that_fails_half_way_is_said(
     assert words in str(caught.value)
     assert "the same command goes on from there" in str(caught.value)
     assert folders(tmp_path) == []
+
+
+def keep_best(store: CheckpointStore, run: RunState) -> None:
+    store.keep_best(run, {"w": ParameterState(torch.full((SIZE,), float(run.step)), {})}, {"r": 1}, b"")
+
+
+def test_the_best_is_kept_until_an_ordinary_checkpoint_knows_a_better_one(address: str, tmp_path: Path) -> None:
+    store, told = CheckpointStore(address), list[str]()
+    runs = {
+        step: replace(state(tmp_path, step), history=((2, 2.0), (4, 1.0), (6, 3.0))[: step // 2]) for step in (2, 4, 6)
+    }
+    keep_best(store, runs[2])
+    keep(store, runs[2])
+    keep_best(store, runs[4])
+    assert [store.best(runs[step], tmp_path).run.step for step in (2, 4, 6)] == [2, 4, 4]
+    keep_best(store, runs[4])  # the run was stopped before an ordinary checkpoint, and came here again
+    keep(store, replace(runs[6], finished=True), 1)
+    assert [path.name for path in (tmp_path / "run").glob("best-*")] == ["best-00000004"]
+    found = newest(address, tmp_path, told)
+    assert found is not None
+    assert (found.run, told) == (replace(runs[6], finished=True), [])
+    best = store.best(found.run, tmp_path)
+    assert (best.run, best.name) == (runs[4], "best-00000004")
+
+
+def test_a_best_checkpoint_that_is_not_there_or_damaged_is_named(address: str, tmp_path: Path) -> None:
+    store = CheckpointStore(address)
+    nan = replace(state(tmp_path, 2), history=((2, float("nan")),))
+    with pytest.raises(CheckpointError, match="no held-out loss was measured that is a number"):
+        store.best(nan, tmp_path)
+    run = replace(nan, history=((2, 1.0),))
+    keep_best(store, run)
+    (tmp_path / "run" / "best-00000002" / OPTIMIZER).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=OPTIMIZER):
+        store.best(run, tmp_path)

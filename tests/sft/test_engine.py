@@ -5,12 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sft.batch import collate
+from sft.loop import tensors
+from tests.sft import steps
 from tests.sft.method_steps import METHODS
 
 STAGES = ("stage0-packed", "stage0-padded", "stage1-packed", "stage2-packed", "stage3-packed")
+EVALUATED = [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
+"""Workers and stages that are evaluated while they train."""
 RESUMED = ("resumed0to2", "resumed2to3", "resumed3to0", "resumed1to1")
 
 
@@ -25,9 +31,9 @@ def adapter(results: Path, workers: int, name: str) -> dict[str, Tensor]:
     return weights
 
 
-def told(results: Path, workers: int, name: str) -> dict[str, list[float]]:
+def told(results: Path, workers: int, name: str) -> dict[str, Any]:
     every: dict[str, Any] = json.loads((results / f"{workers}.json").read_text())
-    found: dict[str, list[float]] = every[name]
+    found: dict[str, Any] = every[name]
     return found
 
 
@@ -60,6 +66,49 @@ def test_a_run_goes_on_where_it_stopped_under_another_stage(results: Path, worke
 def test_a_bfloat16_base_trains_a_float32_adapter(results: Path, workers: int, name: str) -> None:
     assert {weight.dtype.__str__() for weight in adapter(results, workers, name).values()} == {"torch.float32"}
     assert told(results, workers, name)["loss"] == pytest.approx(told(results, 1, "stage0-packed")["loss"], rel=1e-2)
+
+
+@pytest.mark.parametrize(("workers", "stage"), EVALUATED)
+def test_a_run_that_is_evaluated_is_the_same_to_the_bit(results: Path, workers: int, stage: int) -> None:
+    plain, evaluated = (told(results, workers, name) for name in (f"stage{stage}-packed", f"evaluated{stage}"))
+    assert (evaluated["loss"], evaluated["grad_norm"]) == (plain["loss"], plain["grad_norm"])
+    one, other = (adapter(results, workers, name) for name in (f"stage{stage}-packed", f"evaluated{stage}"))
+    assert all(one[key].equal(other[key]) for key in one)
+    assert evaluated["undisturbed"]
+
+
+@pytest.mark.parametrize(("workers", "stage"), EVALUATED)
+def test_a_held_out_loss_does_not_depend_on_workers_or_stage(results: Path, workers: int, stage: int) -> None:
+    one, other = told(results, 1, "evaluated0"), told(results, workers, f"evaluated{stage}")
+    assert other["sources"] == one["sources"]  # to the bit, for the weights are the same
+    assert other["samples"] == one["samples"]
+    assert [step for step, _ in other["history"]] == [0, 2, 4]
+    assert other["history"] == [pytest.approx(measured, rel=1e-5) for measured in one["history"]]
+    assert other["kept"] == one["kept"]
+
+
+def test_held_out_losses_are_those_of_each_example_alone(results: Path, tiny_model: Path) -> None:
+    model = steps.make_model(tiny_model, "float32").eval()
+    plan = steps.evaluation_plan()
+    with torch.no_grad():
+        alone = {
+            name: sum(float(model(**tensors(collate([e], "padded", 2), torch.device("cpu")))) for e in rows)
+            for name, rows in plan.sources.items()
+        }
+        answers = []
+        for prompt in plan.prompts.values():
+            ids = list(prompt)
+            for _ in range(plan.max_new_tokens):
+                ids.append(int(model.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+            answers.append(ids[len(prompt) :])
+    for name in ("evaluated0", "evaluated-padded"):
+        every: dict[str, Any] = json.loads((results / "2.json").read_text())[name]
+        sources = every.get("sources", every)
+        assert {key: score["total"] for key, score in sources.items()} == pytest.approx(alone, rel=1e-5)
+        assert {key: (score["rows"], score["tokens"]) for key, score in sources.items()} == {
+            key: (len(rows), sum(row.trained_tokens for row in rows)) for key, rows in plan.sources.items()
+        }
+    assert told(results, 1, "evaluated0")["samples"] == answers
 
 
 @pytest.mark.parametrize("workers", [1, 2])

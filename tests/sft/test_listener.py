@@ -12,7 +12,7 @@ import pytest
 
 from sft.listener import Listener, Notice, Started
 from sft.report import Reporter
-from tests.sft.test_report import STEP, steps_of
+from tests.sft.test_report import EVALUATION, STEP, steps_of
 
 
 class Words:
@@ -33,12 +33,15 @@ class Words:
 def test_what_workers_say_is_said_and_recorded(tmp_path: Path) -> None:
     said: list[str] = []
     steps = [replace(STEP, step=step) for step in (10, 11, 11)]
-    words = Words(Started(2), *steps[:2], Started(1), Notice("going on after step 10"), steps[2])
-    reporter = Reporter(str(tmp_path / "metrics.jsonl"), lambda _: None)
+    words = Words(Started(2), *steps[:2], Started(1), Notice("going on after step 10"), steps[2], EVALUATION)
+    reporter = Reporter(
+        str(tmp_path / "metrics.jsonl"), lambda _: None, evaluations=str(tmp_path / "evaluations.jsonl")
+    )
     listener = Listener(words, reporter, said.append, lambda: "nothing to be had", None)
     listener.stop()
     assert said == ["a new group of 1 worker(s) has started", "going on after step 10"]
     assert steps_of(tmp_path / "metrics.jsonl") == [10, 11]
+    assert steps_of(tmp_path / "evaluations.jsonl") == [10]
     assert listener.gave_up is None
 
 

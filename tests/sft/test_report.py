@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from sft.evaluation import Evaluation, Sample, Score
 from sft.loop import StepReport
-from sft.report import Reporter, clock, metrics_line, progress_line
+from sft.report import (
+    Reporter,
+    clock,
+    evaluation_lines,
+    evaluation_values,
+    metrics_line,
+    progress_line,
+    step_values,
+)
 
 STEP = StepReport(
     step=10,
@@ -21,16 +30,20 @@ STEP = StepReport(
     trained_tokens=1000,
     seconds=2.0,
     data_wait=0.1,
+    memory=3 << 29,
     skipped=0,
     rows="00000000000000ff",
 )
+SAMPLE = Sample("Say\nhi", (5, 6), ended=True)
+EVALUATION = Evaluation(10, 0.5, {"one": Score(10.0, 10, 2), "two": Score(60.0, 30, 4)}, (SAMPLE,), 4.0, best=True)
 
 
 def test_a_line_says_where_the_run_stands() -> None:
     assert progress_line(STEP, [STEP, replace(STEP, seconds=6.0)]) == (
         "step  10/100  epoch 0.50  loss 1.2500  grad 0.50  lr 2.00e-04  250 trained tok/s  1,000 tok/s  "
-        "data wait 2%  eta 6:00"
+        "data wait 2%  memory 1.5 GiB  eta 6:00"
     )
+    assert progress_line(STEP, [STEP], evaluating=1.0).endswith("  eta 4:30")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (7325, "2:02:05")])
@@ -90,6 +103,66 @@ def test_a_loss_that_is_no_number_is_null(tmp_path: Path) -> None:
     reporter.go_on(line.encode())
     assert reporter.last is not None
     assert math.isnan(reporter.last.loss)
+    assert reporter.loss(10) is None
+
+
+def test_an_evaluation_is_told_with_its_largest_sources_and_its_samples() -> None:
+    assert evaluation_lines(EVALUATION, ["well\n" * 40]) == [
+        "step 10 evaluated  held-out loss 1.7500  perplexity 5.75  (two 2.0000, one 1.0000)  best so far  in 0:04",
+        f"step 10 answers 'Say hi' with '{('well ' * 40)[:99]}…'",
+    ]
+    many = {f"s{n}": Score(float(n), 1, 1) for n in range(8)}
+    assert evaluation_lines(replace(EVALUATION, sources=many, samples=()), [])[0].count("and 2 more)") == 1
+    assert evaluation_lines(replace(EVALUATION, sources={}, samples=()), []) == []
+
+
+def test_evaluations_are_recorded_whole_and_counted_in_the_time_left(tmp_path: Path) -> None:
+    lines: list[str] = []
+    reporter = Reporter(
+        str(tmp_path / "metrics.jsonl"),
+        lines.append,
+        evaluations=str(tmp_path / "evaluations.jsonl"),
+        decode=lambda ids: "-".join(map(str, ids)),
+    )
+    reporter.evaluation(replace(EVALUATION, step=0, best=False))
+    reporter.step(replace(STEP, step=1, total_steps=3))
+    reporter.evaluation(replace(EVALUATION, step=1, sources={"one": Score(float("nan"), 2, 1)}))
+    reporter.step(replace(STEP, step=3, total_steps=3))
+    first, second = (json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines())
+    assert first["samples"] == [{"prompt": "Say\nhi", "answer": "5-6", "ended": True}]
+    assert first["sources"]["one"] == {"total": 10.0, "tokens": 10, "rows": 2, "loss": 1.0, "perplexity": math.e}
+    assert (first["loss"], second["loss"], second["perplexity"], second["best"]) == (1.75, None, None, True)
+    assert [line.split("  ")[0] for line in lines] == [
+        "step 0 evaluated",
+        "step 0 answers 'Say hi' with '5-6'",
+        "step 1/3",
+        "step 1 evaluated",
+        "step 1 answers 'Say hi' with '5-6'",
+        "step 3/3",
+    ]
+
+
+def test_trackers_get_every_step_and_evaluation() -> None:
+    assert step_values(STEP) == {
+        "train/loss": 1.25,
+        "train/grad_norm": 0.5,
+        "train/learning_rate": 2e-4,
+        "train/epoch": 0.5,
+        "speed/trained_tokens_per_s": 500.0,
+        "speed/tokens_per_s": 2000.0,
+        "speed/data_wait": 0.05,
+        "memory/gib": 1.5,
+    }
+    values = evaluation_values(EVALUATION)
+    assert values.pop("held_out/perplexity") == pytest.approx(5.7546, rel=1e-4)
+    assert values == {"held_out/loss": 1.75, "held_out/loss/one": 1.0, "held_out/loss/two": 2.0}
+    assert evaluation_values(replace(EVALUATION, sources={})) == {}
+
+
+def test_a_perplexity_is_a_number_whatever_the_loss() -> None:
+    assert Score(0.0, 5, 1).perplexity == 1.0
+    assert math.isfinite(Score(1e6, 1, 1).perplexity)
+    assert Score(math.nan, 1, 1).perplexity == math.inf
 
 
 def test_an_object_store_gets_the_metrics_whole(tmp_path: Path) -> None:
@@ -97,4 +170,15 @@ def test_an_object_store_gets_the_metrics_whole(tmp_path: Path) -> None:
     reporter.step(STEP)
     reporter.step(replace(STEP, step=11))
     reporter.close()
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    assert steps_of(tmp_path / "metrics.jsonl") == [10, 11]
+    assert (reporter.loss(10), reporter.loss(12)) == (1.25, None)
+
+
+def test_an_object_store_keeps_the_evaluations_of_a_run_that_goes_on(tmp_path: Path) -> None:
+    for step in (10, 20):
+        reporter = Reporter(
+            f"file://{tmp_path}/metrics.jsonl", lambda _: None, evaluations=f"file://{tmp_path}/evaluations.jsonl"
+        )
+        reporter.evaluation(replace(EVALUATION, step=step))
+        reporter.close()
+    assert steps_of(tmp_path / "evaluations.jsonl") == [10, 20]
