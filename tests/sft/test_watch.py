@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,7 @@ def test_the_best_checkpoint_lies_in_a_folder_of_its_own_until_a_better_one_is_s
         made.mkdir()
         (made / MANIFEST).write_text(f"{step}")
         put_best(made, run, step)
-    at = [RunState(step, 0, step, 0, STATE.fingerprints, {}, ((2, 2.0), (4, 1.0))[: step // 2]) for step in (2, 4)]
+    at = [replace(STATE, history=((2, 2.0), (4, 1.0))[:count]) for count in (1, 2)]
     remove_former(run, STATE)  # nothing was measured
     assert (fetch_best(run, at[0]) / MANIFEST).read_text() == "2"
     assert (fetch_best(run, at[1]) / MANIFEST).read_text() == "4"
