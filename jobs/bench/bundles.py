@@ -15,7 +15,9 @@ from sft.adapter import GOLDEN_MESSAGES, Bundle, Golden, base_fingerprint, base_
 TARGETS = ("down_proj", "q_proj", "v_proj")
 
 
-def random_bundle(folder: Path, model: Path, *, seed: int, rank: int = 8, **changes: Any) -> Bundle:
+def random_bundle(
+    folder: Path, model: Path, *, seed: int, rank: int = 8, strength: float = 0.2, **changes: Any
+) -> Bundle:
     """Writes a bundle as a training run would; A is drawn as PEFT draws it, B as if trained far.
 
     Args:
@@ -23,6 +25,7 @@ def random_bundle(folder: Path, model: Path, *, seed: int, rank: int = 8, **chan
         model: folder of the base model.
         seed: another one, other weights.
         rank: of every LoRA module.
+        strength: standard deviation of B; at 0.2 texts stay sensible, at 0.4 they differ from the first word on.
         changes: override what the manifest says.
     """
     from transformers import AutoTokenizer
@@ -34,7 +37,7 @@ def random_bundle(folder: Path, model: Path, *, seed: int, rank: int = 8, **chan
         if module.rsplit(".", 1)[-1] in TARGETS:
             outputs, inputs = info.shape
             bound = inputs**-0.5
-            before, after = draw.uniform(-bound, bound, (rank, inputs)), draw.normal(0, 0.2, (outputs, rank))
+            before, after = draw.uniform(-bound, bound, (rank, inputs)), draw.normal(0, strength, (outputs, rank))
             tensors[f"base_model.model.{module}.lora_A.weight"] = before.astype(np.float32)
             tensors[f"base_model.model.{module}.lora_B.weight"] = after.astype(np.float32)
     config = {
