@@ -25,6 +25,8 @@ NAME = ALIAS = "bench"
 VERSIONS = 3
 PROMPTS = 8
 TOKENS = 24
+STRENGTH = 0.4
+"""Such adapters say other things from the first word on, so no mixture passes for an answer of one of them."""
 PUBLISHED = 5
 FIRST_TOKENS = 4
 """Enough for some text: the first token of an adapter may be a part of a character."""
@@ -220,5 +222,5 @@ async def _publish(address: Address, setup: Setup, registry: Registry) -> dict[s
 
 def _bundle(setup: Setup, seed: int) -> Path:
     folder = setup.folder / f"bundle-{seed}"
-    random_bundle(folder, setup.base, seed=seed)
+    random_bundle(folder, setup.base, seed=seed, strength=STRENGTH)
     return folder
