@@ -118,7 +118,7 @@ class Client:
                 if not running:
                     return
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
+                for task in sorted(done, key=lambda task: task.exception() is not None):  # answers are kept first
                     record = task.result()
                     failed = failed + 1 if _is_outage(record.failure) else 0
                     yield record

@@ -44,10 +44,8 @@ def test_answers_tokens_and_the_key() -> None:
 def test_reasoning_and_half_characters() -> None:
     def reply(body: dict[str, Any], _: int) -> dict[str, Any]:
         name = body["messages"][-1]["content"]
-        return {
-            "content": None if name == "empty" else "ok \ud83d",
-            "reasoning" if name == "b" else "reasoning_content": "Hm.",
-        }
+        field = "reasoning" if name == "b" else "reasoning_content"
+        return {"content": None if name == "empty" else "ok \ud83d", field: "Hm."}
 
     with served(Endpoint(reply)) as endpoint:
         found = {record.row: (record.text, record.reasoning) for record in ask(endpoint.url, "a", "b", "empty")}
