@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from evals.checkers import AnyChecker
 from evals.records import Key, Record
 from evals.scoring import Scored, score_all
 from evals.suite import Generation, Row, Suite, fingerprint
@@ -15,7 +16,10 @@ MODELS = ("base", "tuned")
 
 def made_suite(rows: int = 4, name: str = "yes", against: str | None = None, samples: int = 1) -> Suite:
     """Every row is right where the answer holds `yes`, and short."""
-    checkers = {"yes": Contains(kind="contains", reference="yes"), "short": Length(kind="length", max=5)}
+    checkers: dict[str, AnyChecker] = {
+        "yes": Contains(kind="contains", reference="yes"),
+        "short": Length(kind="length", max=5),
+    }
     made = tuple(Row(f"r{n}", ({"role": "user", "content": f"{name} {n}?"},), None, checkers) for n in range(rows))
     return Suite(name, "Says yes.", "all", against, Generation(temperature=1, samples=samples), made)
 

@@ -117,7 +117,7 @@ def test_nobody_there() -> None:
 
 @pytest.mark.parametrize(("status", "text"), [(401, "RAYSFT_API_KEY"), (403, "RAYSFT_API_KEY"), (404, "no such model")])
 def test_what_no_request_can_pass_ends_it_all(status: int, text: str) -> None:
-    refusal = (status, {}, '{"error": {"message": "its own words"}}')
+    refusal: tuple[int, dict[str, str], str] = (status, {}, '{"error": {"message": "its own words"}}')
     with served(Endpoint(lambda *_: refusal)) as endpoint, pytest.raises(EvaluationError, match=text) as caught:
         ask(endpoint.url, *"abcdefgh")
     assert "its own words" in str(caught.value)
