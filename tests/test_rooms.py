@@ -45,6 +45,14 @@ def test_training_knows_nothing_of_serving_nor_of_http(path: Path) -> None:
     assert not {room(module) for module in imports(path)} & ({"serve", "jobs", "tests"} | HTTP)
 
 
+@pytest.mark.parametrize("path", files("evals"), ids=lambda path: path.name)
+def test_evaluation_knows_neither_training_nor_serving(path: Path) -> None:
+    ours = {module for module in imports(path) if room(module) in ("sft", "serve", "jobs", "tests")}
+    assert ours <= {"sft.errors", "sft.section", "sft.config"}
+    asks = path.name == "client.py"
+    assert bool({room(module) for module in imports(path)} & HTTP) == asks
+
+
 @pytest.mark.parametrize("name", ["loop.py", "batch.py", "feed.py", "loss.py", "mask.py"])
 def test_files_that_run_without_ray_import_none(name: str) -> None:
     path = ROOT / "sft" / name
