@@ -86,8 +86,8 @@ def test_the_controller_is_killed(site: Site) -> None:
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
     before = site.keep(2)
-    controller = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
-    [pid] = ray.get([controller.__ray_call__.remote(lambda _: os.getpid())])
+    controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+    pid: int = ray.get(controller.__ray_call__.remote(lambda _: os.getpid()))
     with site.load() as load:
         load.more(3)
         os.kill(pid, signal.SIGKILL)
