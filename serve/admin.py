@@ -8,7 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from serve.errors import UnknownModelError
+from serve.errors import UnknownModelError, VersionRefusedError
 from serve.fleet import Fleet
 from serve.keys import Key
 from serve.registry import Registry
@@ -41,7 +41,7 @@ class Admin:
         ]
 
     async def versions(self, request: Request) -> dict[str, Any]:
-        """All versions, and the aliases that point at each."""
+        """All versions, and the aliases that point at each; of damaged ones a line with the reason."""
         self._enter(request)
 
         def read() -> dict[str, Any]:
@@ -49,8 +49,15 @@ class Admin:
             pointing: dict[VersionId, list[str]] = {}
             for alias, entry in registry.aliases().items():
                 pointing.setdefault(entry.version, []).append(alias)
-            versions = [version for name in registry.names() for version in registry.versions(name)]
-            return {"versions": [{**summary(v), "aliases": pointing.get(v.id, [])} for v in versions]}
+            wanted = registry.version_ids()
+            registry.preload(wanted)
+            versions, damaged = [], []
+            for version in wanted:
+                try:
+                    versions.append({**summary(registry.get(version)), "aliases": pointing.get(version, [])})
+                except VersionRefusedError as error:
+                    damaged.append(str(error))
+            return {"versions": versions, "damaged": damaged}
 
         return await asyncio.to_thread(read)
 

@@ -19,6 +19,7 @@ from serve.requests import Route
 from serve.traffic import Target
 
 HEALTH_TIMEOUT_S = 10.0
+LOST = "the engine was lost; try again in a moment"
 
 logger = logging.getLogger("ray.serve")
 
@@ -64,7 +65,7 @@ class ServeEngine:
         except (RayError, RayServeException):
             ended = True
             logger.exception("the engine was lost while it answered request %s", request_id)
-            yield failure_of(NotReadyError("the engine was lost; try again in a moment"))
+            yield failure_of(NotReadyError(LOST))
         finally:
             if not ended:
                 items.cancel()  # Serve itself lets the engine go on for a caller that no longer listens

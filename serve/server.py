@@ -24,10 +24,12 @@ from vllm.exceptions import VLLMClientError
 
 from serve.catalogue import Catalogue
 from serve.config import ServeConfig
+from serve.engines import LOST
 from serve.errors import BadRequestError, Failure, NotReadyError, VersionRefusedError, failure_of
 from serve.fleet import Holding, ReplicaStatus
 from serve.gather import gathered
 from serve.items import ERROR, EventJoiner, Final, Item, Usage
+from serve.leave import leave, tie_children
 from serve.loader import AdapterLoader, Loaded
 from serve.probe import prove
 from serve.pulse import Pulse
@@ -62,6 +64,7 @@ class EngineServer(LLMServer):
         self._relay = Relay()
         self._generations: Mapping[str, int] = {}
         await super().__init__(llm_config)
+        self._guard = tie_children()
         # Ray 2.60 looks for the tokenizer routes under the name that they had before vLLM 0.29.
         engine: Any = self.engine
         if engine._oai_serving_tokenization is None:
@@ -111,14 +114,14 @@ class EngineServer(LLMServer):
                         async for found in stream:
                             self._pulse.beat()
                             for item in _items(found if isinstance(found, list) else [found], joiner, request_id):
-                                yield _relabel(item, names)
+                                yield _blamed(_relabel(item, names), dead=self._slots.dead)
                                 if isinstance(item, Failure):
                                     return
         except RaysftError as error:
             yield failure_of(error)
         except Exception as error:
             logger.exception("request %s to %s failed", request_id, target)
-            yield failure_of(error)
+            yield _blamed(failure_of(error), dead=self._slots.dead)
 
     async def hold(self, versions: Collection[VersionId]) -> tuple[str, Holding]:
         """Loads and proves versions; tells this replica's name and which are unfit, or why none could be loaded."""
@@ -139,9 +142,14 @@ class EngineServer(LLMServer):
         )
 
     async def check_health(self) -> None:
-        """Called by Serve; raises where the engine is dead, or has work and makes no progress."""
-        await super().check_health()
-        await self._pulse.check()
+        """Called by Serve; ends this replica where the engine is dead, or has work and makes no progress."""
+        try:
+            await super().check_health()
+            await self._pulse.check()
+        except Exception as error:
+            if isinstance(error, NotReadyError) or self._slots.dead:
+                leave(str(error))
+            raise
 
     def _batch_output_stream(self, generator: AsyncGenerator[Any, None]) -> AsyncGenerator[list[Any], None]:
         """Called by Ray's server for streams. Its own batches wait for a timer, which holds the first token up, too."""
@@ -154,6 +162,8 @@ class EngineServer(LLMServer):
         """Goes after the registry, for ever; what cannot be done now is tried again."""
         while True:
             await asyncio.sleep(FOLLOW_S)
+            if self._slots.dead:
+                leave("its engine died")
             try:
                 await self._reconcile()
             except RaysftError as error:
@@ -276,6 +286,12 @@ def _failure(error: dict[str, Any], request_id: str) -> Failure:
         return failure_of(RuntimeError())
     lines = str(error["message"]).splitlines() or ["the engine refused the request"]
     return Failure(status, lines[0], "invalid_request_error", error.get("param"))
+
+
+def _blamed(item: Item, *, dead: bool) -> Item:
+    """What failed because the engine is dead is not the request's fault: another replica can answer it."""
+    failed = isinstance(item, Failure) and item.status >= 500
+    return failure_of(NotReadyError(LOST)) if failed and dead else item
 
 
 def _final(part: Any) -> Final:

@@ -27,6 +27,11 @@ class Slots:
     def __init__(self, engine: Any) -> None:
         self._models, self._client = engine._oai_models, engine._engine_client
 
+    @property
+    def dead(self) -> bool:
+        """Whether the engine is gone for good, so that whatever it is asked can only fail."""
+        return bool(self._client.errored)
+
     async def load(self, engine_id: str, folder: str) -> None:
         """Loads an adapter under a name.
 

@@ -29,7 +29,7 @@ from typing import Self, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError
+from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError, VersionRefusedError
 from serve.store import Store, Stored, open_store
 from serve.versions import NAME, Reservation, Retirement, Version, VersionId, check_name
 from sft.adapter import MANIFEST, Bundle, verify_bundle
@@ -132,7 +132,7 @@ class VersionStore:
 
         Raises:
             UnknownModelError: there is no such version.
-            AdapterError: the version's records are damaged.
+            VersionRefusedError: the version's records are damaged.
         """
         prefix = f"versions/{check_name(version.name)}/v{version.number}"
         manifest = self._get(f"{prefix}/{MANIFEST}")
@@ -143,9 +143,11 @@ class VersionStore:
             reservation = Reservation.model_validate_json(reserved)
             bundle = Bundle.model_validate_json(manifest)
         except ValidationError as error:
-            raise AdapterError(f"{version} is damaged in the registry: {_fault(error)}") from None
+            raise VersionRefusedError(f"{version} is damaged in the registry: {_fault(error)}") from None
         if hashlib.sha256(manifest).hexdigest() != reservation.digest:
-            raise AdapterError(f"{version} is damaged in the registry: {MANIFEST} was changed after it was published")
+            raise VersionRefusedError(
+                f"{version} is damaged in the registry: {MANIFEST} was changed after it was published"
+            )
         return Version(
             id=version,
             digest=reservation.digest,

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -53,6 +54,22 @@ async def test_the_lineage_of_a_version(admin: httpx.AsyncClient) -> None:
     assert set(found["files"]) == {"adapter_model.safetensors", "adapter_config.json", "chat_template.jinja"}
     assert (await admin.get("/admin/versions/support@v9")).status_code == 404
     assert (await admin.get("/admin/versions/nonsense")).status_code == 400
+
+
+async def test_a_damaged_version_hides_no_other(engine: StandIn, registry: Registry) -> None:
+    (Path(registry.address) / "versions/support/v2/bundle.json").write_text("{")
+    reason = "support@v2 is damaged in the registry: the record: "
+    async with client_of(gateway_app(engine, Registry.open(registry.address))) as client:
+        listed = (await client.get("/admin/versions")).json()
+        assert [version["id"] for version in listed["versions"]] == ["support@v1"]
+        assert [line.startswith(reason) for line in listed["damaged"]] == [True]
+        for answer in (
+            await client.get("/admin/versions/support@v2"),
+            await client.post("/admin/versions/support@v2/retire", json={}),
+            await client.post("/admin/aliases/support/promote", json={"version": "support@v2"}),
+        ):
+            assert (answer.status_code, answer.json()["error"]["code"]) == (422, "model_refused")
+            assert answer.json()["error"]["message"].startswith(reason)
 
 
 async def test_promote_rollback_and_the_history(

@@ -13,7 +13,7 @@ from serve.errors import BadRequestError, Failure
 from serve.items import DONE, EventJoiner, Final, Usage
 from serve.loader import Loaded
 from serve.requests import Route
-from serve.server import EngineServer, _items, _names, _relabel, _request, llm_config
+from serve.server import EngineServer, _blamed, _items, _names, _relabel, _request, llm_config
 from serve.traffic import Target
 from serve.versions import VersionId
 
@@ -204,6 +204,14 @@ def test_an_error_ends_what_came_with_it_and_tells_nothing() -> None:
         assert isinstance(failure, Failure)
         assert failure.status == 500
         assert "secret" not in failure.message
+
+
+@pytest.mark.parametrize(("dead", "failed", "status"), [(False, 500, 500), (True, 500, 503), (True, 400, 400)])
+def test_a_dead_engine_is_not_the_requests_fault(dead: bool, failed: int, status: int) -> None:
+    item = _blamed(Failure(failed, "no", "x"), dead=dead)
+    assert isinstance(item, Failure)
+    assert (item.status, dict(item.headers).get("retry-after")) == (status, "1" if status == 503 else None)
+    assert _blamed("event", dead=dead) == "event"
 
 
 def test_a_cpu_config_for_the_engine() -> None:
