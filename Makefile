@@ -40,10 +40,10 @@ claim = if [ "$$(cat $(STAMPS)/set 2>/dev/null || echo $(1))" != $(1) ]; then \
   $(call fail,$(VENV) holds the other set. Run `make clean` first$(comma) or name another place with VENV=.venv-$(1)); fi; \
   echo $(1) > $(STAMPS)/set; rm -f $(STAMPS)/$(1)-*
 
-.PHONY: help setup setup-gpu setup-dev setup-tasks lint test chaos demo bench-data check-gpu lock clean
+.PHONY: help setup setup-gpu setup-dev setup-tasks lint test chaos test-equality demo bench-data bench-train bench-serve check-gpu lock clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(RUNTIME_STAMP) $(PROJECT_STAMP) ## .venv with what training, serving and the demo need, on CPU (3 to 6 minutes, 4.3 GB)
 	@printf 'setup: %s holds the %s set\n' '$(VENV)' '$(SET)'
@@ -66,8 +66,17 @@ test: lint ## lint, then every test; ARGS="-k pack" goes to pytest
 chaos: lint ## kills and faults against real Ray, DeepSpeed and vLLM (long)
 	$(PY) -m pytest -m chaos $(ARGS)
 
+test-equality: lint ## gradients of every cut of a global batch, over workers, ZeRO stages and layouts (some minutes)
+	$(PY) -m pytest tests/sft/test_equality.py -m exhaustive -s $(ARGS)
+
 demo: setup ## train an adapter, serve it, ask it; KEEP=1 keeps the server up
 	$(PY) -m jobs.demo --config jobs/configs/demo.yaml $(if $(KEEP),--keep,)
+
+bench-train: setup $(BENCH_STAMP) ## our trainer against TRL and a plain loop; writes build/bench/train.json (half an hour)
+	$(PY) -m jobs.bench.train $(ARGS)
+
+bench-serve: setup ## the endpoint against bare vLLM and Ray Serve LLM, swaps under load, many adapters; writes build/bench/serve.json (half an hour or more)
+	$(PY) -m jobs.bench.serve $(ARGS)
 
 bench-data: setup $(BENCH_STAMP) ## the data path against datasets.map and TRL's packing; writes build/bench/data.json (some minutes)
 	$(PY) -m jobs.bench.data $(ARGS)
