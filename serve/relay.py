@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import shutil
 import tempfile
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -68,8 +70,9 @@ class Relay:
     """Where a replica's gateways connect: a socket in a folder that only this user may enter."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="raysft-relay-")
-        self._path = f"{self._folder.name}/socket"
+        folder = tempfile.mkdtemp(prefix="raysft-relay-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._path = f"{folder}/socket"
         self._senders: dict[bytes, Sender] = {}
         self._server: asyncio.Server | None = None
         self._starting = asyncio.Lock()

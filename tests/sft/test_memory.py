@@ -250,9 +250,9 @@ CASES = [
 def test_activations_and_logits_are_near_the_measured_peak(sizes: dict[str, Any], plan: MemoryPlan, make: Make) -> None:
     found = estimate(architecture(LlamaConfig(**sizes).to_dict()), plan)
     got = measure(make(sizes, plan), plan)
-    saved = found.kept + found.logits // 3
     if not plan.gradient_checkpointing:
-        assert saved == pytest.approx(got.saved, rel=0.04)
+        # Of the logits nothing is kept: their gradient is made with them.
+        assert found.kept == pytest.approx(got.saved, rel=0.04)
     assert found.kept + max(found.layer, found.logits) == pytest.approx(got.peak, rel=0.15)
 
 
@@ -328,7 +328,7 @@ def test_remedies_come_in_the_order_of_their_cost() -> None:
     base = architecture(QWEN2_7B)
     large = replace(QLORA_7B, quantization="none", gradient_checkpointing=False, micro_batch_size=4)
     assert remedies(large, base, fits(1000)) == []
-    found = remedies(large, base, fits(22))
+    found = remedies(large, base, fits(19))
     assert found is not None
     assert [words for words, _ in found] == [
         "model.gradient_checkpointing: true",
