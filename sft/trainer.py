@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,18 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sft import storage
-from sft.adapter import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    GOLDEN_MESSAGES,
-    Golden,
-    base_fingerprint,
-    verify_bundle,
-    write_bundle,
-)
+from sft.adapter import base_fingerprint, verify_bundle
 from sft.base import BaseTokenizer, locate, read_template
-from sft.card import model_card
-from sft.checkpoint import Fingerprints, read_metrics, verify_checkpoint
+from sft.checkpoint import Fingerprints, read_metrics
 from sft.checkpoint_store import CheckpointStore
 from sft.cluster import connect, shortage
 from sft.config import TrainConfig, TrainSection
@@ -37,13 +27,12 @@ from sft.feed import FeedPlan
 from sft.listener import Listener
 from sft.model import LoraPlan, ModelPlan
 from sft.model_folder import MANIFEST as MODEL_MANIFEST
-from sft.model_folder import verify_model, write_model
-from sft.record import evaluation_at, read_record
+from sft.model_folder import verify_model
+from sft.product import make_product
 from sft.report import Reporter, clock
-from sft.run import RunFolder, fetch_bundle, fetch_model, keep_bundle, keep_model, open_run, save_json
+from sft.run import RunFolder, fetch_bundle, fetch_model, open_run, save_json
 from sft.selection import Epochs, Selection, needs_all_rows, select
 from sft.survey import Survey, survey
-from sft.tokens import encode
 from sft.trackers import check_installed, trackers
 from sft.watch import watch_plan
 from sft.worker import WorkerJob, feed_actor, train_worker
@@ -198,7 +187,7 @@ def _train(
         raise TrainingError(f"run {config.name} ended without its last checkpoint; nothing was published")
     if config.evaluate.use == "best":
         found = store.best(found.run, work)
-    return _product(found.folder, config, tokenizer, prints, counted, reporter, folder, epochs.plan.base)
+    return make_product(found.folder, config, tokenizer, prints, counted, reporter, folder, epochs.plan.base)
 
 
 def _fit(
@@ -306,73 +295,6 @@ def _no_room(lacking: str, config: TrainConfig) -> TrainingError:
         f"the workers did not start within {config.scaling.resource_timeout_s:g} s: the run needs {lacking}; "
         "lower scaling.num_workers, use a larger cluster, or raise scaling.resource_timeout_s"
     )
-
-
-def _product(
-    checkpoint: Path,
-    config: TrainConfig,
-    tokenizer: BaseTokenizer,
-    prints: Fingerprints,
-    counted: Survey,
-    reporter: Reporter,
-    folder: RunFolder,
-    base: Path,
-) -> Path:
-    """Makes the run's result out of a checkpoint and keeps it: an adapter bundle, or a model."""
-    run = verify_checkpoint(checkpoint)
-    record = read_record(folder)
-    work = Path(tempfile.mkdtemp(prefix="raysft-"))
-    lineage = {
-        "run": config.name,
-        "data_fingerprint": counted.fingerprint,
-        "metrics": {
-            "steps": run.step,
-            "loss": reporter.loss(run.step),
-            "tokens_per_s": reporter.tokens / max(reporter.seconds, 1e-9),
-            "trained_tokens_per_s": reporter.trained_tokens / max(reporter.seconds, 1e-9),
-        },
-        "data": counted.to_dict(),
-        "evaluation": evaluation_at(record, run.step),
-        "config": run.config,
-    }
-    try:
-        if config.makes_model:
-            write_model(
-                work / "model",
-                checkpoint=checkpoint,
-                base=base,
-                tokenizer=tokenizer,
-                base_model=config.model.id,
-                base_fingerprint=prints.base,
-                lineage=lineage,
-            )
-            return keep_model(folder, work / "model")
-        write_bundle(
-            work / "bundle",
-            weights=checkpoint / ADAPTER_WEIGHTS,
-            peft_config=checkpoint / ADAPTER_CONFIG,
-            template=tokenizer.template.source,
-            base_model=config.model.id,
-            base_fingerprint=prints.base,
-            stop_ids=tokenizer.stop_ids,
-            golden=golden(tokenizer),
-            lineage=lineage,
-            card=model_card(record, run.step, counted.to_dict(), prints.base),
-        )
-        return keep_bundle(folder, work / "bundle")
-    finally:
-        if "://" not in folder.address:
-            shutil.rmtree(work, ignore_errors=True)
-
-
-def golden(tokenizer: BaseTokenizer) -> list[Golden]:
-    """Fixed conversations with the exact prompt ids that this tokenizer and template make of them."""
-    made = []
-    for messages in GOLDEN_MESSAGES:
-        text = tokenizer.template.render_prompt(messages)
-        if text is not None:
-            made.append(Golden(messages=messages, prompt_ids=tuple(encode(tokenizer.tokenizer, [text])[0])))
-    return made
 
 
 def _result(made: Path, folder: RunFolder, seconds: float, *, reused: bool) -> TrainingResult:

@@ -10,11 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from jobs.bench.bundles import prompt_ids
-from jobs.bench.bundles import random_bundle as lora_bundle
-from sft.adapter import GOLDEN_MESSAGES, Bundle, Golden, write_bundle
-
-__all__ = ["lora_bundle", "prompt_ids", "tiny_bundle"]
+from sft.adapter import GOLDEN_MESSAGES, Bundle, Golden, base_fingerprint, write_bundle
 
 PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -41,3 +37,49 @@ def tiny_bundle(folder: Path, *, seed: int = 0, rank: int = 2, **changes: Any) -
             "lineage": {"run": f"run-{seed}", "metrics": {"loss": 1.5}, "config": {"storage": "/secret/place"}},
         }
         return write_bundle(folder, weights=weights, peft_config=config, **{**given, **changes})
+
+
+def lora_bundle(
+    folder: Path, model: Path, *, seed: int, rank: int = 8, blind: bool = False, template: str = "", **changes: Any
+) -> Bundle:
+    """Writes a bundle of random LoRA weights for a real model, large enough to change its greedy answers.
+
+    A blind one passes every check of its files, and changes nothing. A template is used in place of the model's own.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.manual_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    targets = ["q_proj", "v_proj", "down_proj"]
+    adapted = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
+    for name, parameter in adapted.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+        if ".lora_A." in name and blind:
+            torch.nn.init.zeros_(parameter)
+    tokenizer.chat_template = template or tokenizer.chat_template
+    with TemporaryDirectory() as scratch:
+        adapted.save_pretrained(scratch)
+        given: dict[str, Any] = {
+            "template": tokenizer.chat_template,
+            "base_model": "smollm2-135m-instruct",
+            "base_fingerprint": base_fingerprint(model),
+            "stop_ids": [tokenizer.eos_token_id],
+            "golden": [
+                Golden(messages=messages, prompt_ids=tuple(prompt_ids(tokenizer, list(messages))))
+                for messages in GOLDEN_MESSAGES
+            ],
+            "lineage": {"run": f"seed-{seed}"},
+        }
+        files = Path(scratch)
+        weights, config = files / "adapter_model.safetensors", files / "adapter_config.json"
+        return write_bundle(folder, weights=weights, peft_config=config, **{**given, **changes})
+
+
+def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
+    """The exact ids that training uses as the prompt for these messages."""
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return [int(token) for token in ids]

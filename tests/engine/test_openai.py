@@ -29,10 +29,9 @@ def running(endpoint: Endpoint) -> float:
     return float(found[1])
 
 
-@pytest.mark.parametrize("model", [BASE, "support@v1"])
-def test_answers_keep_to_a_json_schema(endpoint: Endpoint, model: str) -> None:
+def test_answers_keep_to_a_json_schema(endpoint: Endpoint) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}}
-    answer = json.loads(text(ask(endpoint, model, response_format=wanted, max_tokens=60, min_tokens=0)))
+    answer = json.loads(text(ask(endpoint, BASE, response_format=wanted, max_tokens=60, min_tokens=0)))
     assert set(answer) == {"city", "count"}
     assert isinstance(answer["count"], int)
 
