@@ -129,6 +129,7 @@ def pickled_as_peft_did(ran: Path) -> Damage:
 FIRST = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 
 
+@pytest.mark.chaos
 def test_a_bad_version_moves_nothing_and_disturbs_nobody(
     endpoint: Endpoint, bundles: Callable[[int], Path], tmp_path: Path
 ) -> None:
@@ -196,6 +197,7 @@ def hostile() -> dict[str, tuple[bytes, tuple[int, ...]]]:
     }
 
 
+@pytest.mark.chaos
 def test_greed_is_refused_quickly_and_nobody_else_waits(endpoint: Endpoint) -> None:
     requests = hostile()
 
