@@ -40,7 +40,7 @@ claim = if [ "$$(cat $(STAMPS)/set 2>/dev/null || echo $(1))" != $(1) ]; then \
   $(call fail,$(VENV) holds the other set. Run `make clean` first$(comma) or name another place with VENV=.venv-$(1)); fi; \
   echo $(1) > $(STAMPS)/set; rm -f $(STAMPS)/$(1)-*
 
-.PHONY: help setup setup-gpu setup-dev setup-tasks lint test chaos test-equality demo bench-data bench-train bench-serve check-gpu lock clean
+.PHONY: help setup setup-gpu setup-dev setup-tasks lint test test-long chaos test-equality demo bench-data bench-train bench-serve check-gpu lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,8 +60,11 @@ lint: setup-dev ## style (ruff) and types (mypy)
 
 # What starts a Ray or an engine needs the cores for itself; the rest shares them.
 test: lint ## lint, then every test; ARGS="-k pack" goes to pytest
-	$(PY) -m pytest -m "not ray and not engine and not chaos and not exhaustive" -n 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
-	$(PY) -m pytest -m "(ray or engine) and not chaos and not exhaustive" $(ARGS) || [ $$? = 5 ]
+	$(PY) -m pytest -m "not ray and not engine and not chaos and not long and not exhaustive" -n 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
+	$(PY) -m pytest -m "(ray or engine) and not chaos and not long and not exhaustive" $(ARGS) || [ $$? = 5 ]
+
+test-long: lint ## the README's commands one by one, and Ctrl-C against a whole run (minutes)
+	$(PY) -m pytest -m long $(ARGS)
 
 chaos: lint ## kills and faults against real Ray, DeepSpeed and vLLM (long)
 	$(PY) -m pytest -m chaos $(ARGS)

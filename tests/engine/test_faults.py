@@ -25,7 +25,7 @@ from tests.load import Load, ask
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 V1, V2 = VersionId("support", 1), VersionId("support", 2)
-FLIPS, STREAMS_A_FLIP = 20, 6
+FLIPS, STREAMS_A_FLIP = 8, 6
 
 Damage = Callable[[Path], object]
 

@@ -53,6 +53,7 @@ def test_every_command_is_known() -> None:
     assert len(RUN) >= 8
 
 
+@pytest.mark.long
 def test_the_commands_run_in_their_order(endpoint: Endpoint, workspace: Path) -> None:
     outputs = {}
     for command in RUN:

@@ -12,7 +12,7 @@ from sft.checkpoint import verify_checkpoint
 from tests.ray.conftest import Head
 from tests.ray.test_trainer import config
 
-pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 
 
