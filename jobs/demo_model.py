@@ -38,7 +38,14 @@ def prepare_demo_model(folder: Path) -> bool:
     try:
         _convert(source, work)
         work.chmod(0o755)
-        work.rename(folder)
+        try:
+            work.rename(folder)
+        except OSError:
+            # Another process was faster: its checkpoint is the same, and whole.
+            if not (folder / "config.json").is_file():
+                raise
+            shutil.rmtree(work)
+            return False
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
