@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from jobs.audit import Audit
 from jobs.audit_examples import Piece, visible
+from sft.html import page_template
 from sft.lengths import Lengths
 from sft.survey import EXCLUSIONS
 
@@ -54,20 +53,13 @@ class Dropped:
 
 def page(audit: Audit) -> str:
     """Writes an audit as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"number": "{:,}".format, "percent": _percent, "visible": visible, "about": _about}
+    template = page_template(PAGES / "audit.html", {"percent": _percent, "visible": visible, "about": _about})
     script = (PAGES / "audit.js").read_text(encoding="utf-8")
     survey = audit.survey
     lengths = survey.lengths()
     by_source = survey.lengths_by_source()
     bounds = lengths.bounds(BARS)
-    return environment.get_template("audit.html").render(
+    return template.render(
         audit=audit,
         total=survey.total,
         lengths=lengths,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -25,7 +24,7 @@ from jobs.audit_text import print_audit
 from sft import storage
 from sft.base import BaseTokenizer, locate, read_template
 from sft.config import TrainConfig
-from sft.data import DataPlan, Task, here, plan_data, prepare_rows
+from sft.data import DataPlan, Task, first_rows, here, plan_data, prepare_rows
 from sft.errors import DataError, StorageError
 from sft.messages import Reason
 from sft.selection import Selection, compare, share_out
@@ -47,13 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     tokenizer = plan.tokenizer()
     if arguments.limit is None:
         plan = compare(plan, _everything)
+    limit = arguments.limit
+    tables = _everything(plan, prepare_rows) if limit is None else first_rows(plan, limit)
     counted = Survey()
     picker = ExamplePicker(arguments.show)
     with contextlib.ExitStack() as stack:
         quarantine = stack.enter_context(_open(arguments.quarantine)) if arguments.quarantine else None
         dumped = stack.enter_context(_open(arguments.out)) if arguments.out else sys.stdout.buffer
         left = arguments.dump
-        for table in _watched(_tables(plan, arguments.limit), counted):
+        for table in _watched(tables, counted):
             picker.add(table)
             if left:
                 left -= _dump(table, left, tokenizer, dumped)
@@ -94,20 +95,6 @@ def _number(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}")
     return int(text)
-
-
-def _tables(plan: DataPlan, limit: int | None) -> Iterator[pa.Table]:
-    if limit is None:
-        yield from _everything(plan, prepare_rows)
-        return
-    for source in plan.sources:
-        left = limit
-        files = tuple(file for file in plan.files if file.source == source)
-        for table in here(dataclasses.replace(plan, files=files), prepare_rows):
-            yield table.slice(0, left)
-            left -= table.num_rows
-            if left <= 0:
-                break
 
 
 def _everything(plan: DataPlan, task: Task) -> Iterator[pa.Table]:

@@ -153,6 +153,18 @@ def here(plan: DataPlan, task: Task, processes: int = 1) -> Iterator[pa.Table]:
             yield waiting.popleft().result()
 
 
+def first_rows(plan: DataPlan, count: int) -> Iterator[pa.Table]:
+    """Prepares the first so many rows of every source, in this process and no further."""
+    for source in plan.sources:
+        left = count
+        files = tuple(file for file in plan.files if file.source == source)
+        for table in here(dataclasses.replace(plan, files=files), prepare_rows):
+            yield table.slice(0, left)
+            left -= table.num_rows
+            if left <= 0:
+                break
+
+
 def on_ray(plan: DataPlan, task: Task) -> Iterator[pa.Table]:
     """Runs a task over all rows on Ray Data, files in parallel."""
     import ray.data

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from sft.errors import RaysftError, TrainingError
@@ -35,6 +36,21 @@ def translated(error: Exception, what: str) -> RaysftError:
     last = inside[0]
     words = next((line for line in reversed(str(last).strip().splitlines()) if line.strip()), type(last).__name__)
     return TrainingError(f"{what}: {words.strip()} ({type(last).__name__}; the worker logs have the whole story)")
+
+
+@contextmanager
+def translating(what: str) -> Iterator[None]:
+    """Raises what fails inside as `translated` says it.
+
+    Raises:
+        RaysftError: something failed.
+    """
+    try:
+        yield
+    except RaysftError:
+        raise
+    except Exception as error:
+        raise translated(error, what) from None
 
 
 def stop_at_faults() -> Any:

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-
 from sft import storage
 from sft.adapter import base_tensors
 from sft.architecture import Architecture, architecture
@@ -21,7 +19,7 @@ from sft.base import load_tokenizer, locate, read_template
 from sft.batch import accumulation_steps
 from sft.cluster import connect
 from sft.config import TrainConfig
-from sft.data import DataPlan, here, plan_data, prepare_rows
+from sft.data import first_rows, plan_data
 from sft.engine import BUCKET
 from sft.errors import ModelError, RaysftError, StorageError
 from sft.hardware import cpu_has_bfloat16
@@ -191,7 +189,7 @@ def _data(config: TrainConfig, known: _Known) -> Iterator[Finding]:
         return
     plan = dataclasses.replace(plan, template=read_template(config.model.chat_template))
     counted = Survey()
-    for table in _first_rows(plan):
+    for table in first_rows(plan, -(-LOOKED_AT // len(plan.sources))):
         counted.add(table)
     if counted.tokens:
         known.share = counted.trained_tokens / counted.tokens
@@ -204,19 +202,6 @@ def _data(config: TrainConfig, known: _Known) -> Iterator[Finding]:
         yield Finding("data", "warning", f"{told}; {bad} cannot be used ({reasons})", remedy)
     else:
         yield Finding("data", "ok", told)
-
-
-def _first_rows(plan: DataPlan) -> Iterator[pa.Table]:
-    """The first rows of every source, as many of each."""
-    share = -(-LOOKED_AT // len(plan.sources))
-    for source in plan.sources:
-        left = share
-        files = tuple(file for file in plan.files if file.source == source)
-        for table in here(dataclasses.replace(plan, files=files), prepare_rows):
-            yield table.slice(0, left)
-            left -= table.num_rows
-            if left <= 0:
-                break
 
 
 def _storage(config: TrainConfig) -> Iterator[Finding]:

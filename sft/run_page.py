@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sft.curves import HEIGHT, WIDTH, Plot, plot, short
+from sft.html import page_template
 from sft.record import RunRecord
 from sft.report import clock
 from sft.trackers import Status
@@ -49,15 +48,7 @@ class Answer:
 
 def page(record: RunRecord, status: Status) -> str:
     """Writes a run as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": "{:,}".format,
+    filters: dict[str, Callable[..., Any]] = {
         "digits": _digits,
         "percent": _percent,
         "short": short,
@@ -65,7 +56,7 @@ def page(record: RunRecord, status: Status) -> str:
         "value": _value,
     }
     evaluations = [made for made in record.evaluations if made["loss"] is not None]
-    return environment.get_template("run.html").render(
+    return page_template(PAGES / "run.html", filters).render(
         config=record.config,
         status=status,
         survey=record.survey,

@@ -19,10 +19,10 @@ from sft.cluster import connect, shortage
 from sft.config import TrainConfig, TrainSection
 from sft.data import DataPlan, here, on_ray, plan_data, prepare_rows
 from sft.ending import ending
-from sft.errors import ConfigError, RaysftError, TrainingError
+from sft.errors import ConfigError, TrainingError
 from sft.evaluation import EvaluationPlan
 from sft.evaluation_rows import plan_evaluation
-from sft.failures import failures, stop_at_faults, translated, user_fault
+from sft.failures import failures, stop_at_faults, translated, translating, user_fault
 from sft.feed import FeedPlan
 from sft.listener import Listener
 from sft.model import LoraPlan, ModelPlan
@@ -113,13 +113,8 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
 
 def _select(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) -> Selection:
     say(f"reading {len(plan.files)} file(s), masking with the chat template of {config.model.id}")
-    try:
-        with storage.write_late(folder.quarantine) as quarantine:
-            selection = select(config.data, plan, on_ray, quarantine)
-    except RaysftError:
-        raise
-    except Exception as error:
-        raise translated(error, "the data could not be prepared") from None
+    with translating("the data could not be prepared"), storage.write_late(folder.quarantine) as quarantine:
+        selection = select(config.data, plan, on_ray, quarantine)
     save_json(folder.survey, {**selection.survey.to_dict(), "hold_out": selection.hold_out.to_dict()})
     say(_told(selection.survey, folder))
     if selection.mixed:
@@ -128,12 +123,8 @@ def _select(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) ->
 
 
 def _evaluation(plan: DataPlan, template: str | None, config: TrainConfig, say: Say) -> EvaluationPlan | None:
-    try:
+    with translating("the rows to evaluate could not be prepared"):
         made = plan_evaluation(config.evaluate, config.data, plan, template, config.train.layout, on_ray)
-    except RaysftError:
-        raise
-    except Exception as error:
-        raise translated(error, "the rows to evaluate could not be prepared") from None
     if made is not None:
         held = sum(len(examples) for examples in made.sources.values())
         say(f"evaluating on {held:,} held-out examples and {len(made.prompts)} prompt(s)")

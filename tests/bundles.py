@@ -10,7 +10,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from sft.adapter import GOLDEN_MESSAGES, Bundle, Golden, base_fingerprint, write_bundle
+from jobs.bench.bundles import manifest_of, prompt_ids
+from sft.adapter import GOLDEN_MESSAGES, Bundle, Golden, write_bundle
+
+__all__ = ["lora_bundle", "prompt_ids", "tiny_bundle"]
 
 PREFIX = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -63,23 +66,7 @@ def lora_bundle(
     tokenizer.chat_template = template or tokenizer.chat_template
     with TemporaryDirectory() as scratch:
         adapted.save_pretrained(scratch)
-        given: dict[str, Any] = {
-            "template": tokenizer.chat_template,
-            "base_model": "smollm2-135m-instruct",
-            "base_fingerprint": base_fingerprint(model),
-            "stop_ids": [tokenizer.eos_token_id],
-            "golden": [
-                Golden(messages=messages, prompt_ids=tuple(prompt_ids(tokenizer, list(messages))))
-                for messages in GOLDEN_MESSAGES
-            ],
-            "lineage": {"run": f"seed-{seed}"},
-        }
+        given = manifest_of(model, tokenizer, seed)
         files = Path(scratch)
         weights, config = files / "adapter_model.safetensors", files / "adapter_config.json"
         return write_bundle(folder, weights=weights, peft_config=config, **{**given, **changes})
-
-
-def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:
-    """The exact ids that training uses as the prompt for these messages."""
-    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
-    return [int(token) for token in ids]

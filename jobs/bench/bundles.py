@@ -22,7 +22,6 @@ def random_bundle(
     seed: int,
     rank: int = 8,
     strength: float = 0.2,
-    template: str | None = None,
     **changes: Any,
 ) -> Bundle:
     """Writes a bundle as a training run would; A is drawn as PEFT draws it, B as if trained far.
@@ -33,7 +32,6 @@ def random_bundle(
         seed: another one, other weights.
         rank: of every LoRA module.
         strength: standard deviation of B; at 0.2 texts stay sensible, at 0.4 they differ from the first word on.
-        template: chat template to use in place of the model's own.
         changes: override what the manifest says.
     """
     from transformers import AutoTokenizer
@@ -57,23 +55,27 @@ def random_bundle(
         "bias": "none",
     }
     tokenizer: Any = AutoTokenizer.from_pretrained(model)
-    tokenizer.chat_template = template or tokenizer.chat_template
     with TemporaryDirectory() as scratch:
         weights, peft_config = Path(scratch, "adapter_model.safetensors"), Path(scratch, "adapter_config.json")
         save_file(tensors, weights)
         peft_config.write_text(json.dumps(config))
-        given: dict[str, Any] = {
-            "template": tokenizer.chat_template,
-            "base_model": "smollm2-135m-instruct",
-            "base_fingerprint": base_fingerprint(model),
-            "stop_ids": [tokenizer.eos_token_id],
-            "golden": [
-                Golden(messages=messages, prompt_ids=tuple(prompt_ids(tokenizer, list(messages))))
-                for messages in GOLDEN_MESSAGES
-            ],
-            "lineage": {"run": f"seed-{seed}"},
-        }
+        given = manifest_of(model, tokenizer, seed)
         return write_bundle(folder, weights=weights, peft_config=peft_config, **{**given, **changes})
+
+
+def manifest_of(model: Path, tokenizer: Any, seed: int) -> dict[str, Any]:
+    """What the manifest of a bundle for a base model says, its golden prompts by the tokenizer's chat template."""
+    return {
+        "template": tokenizer.chat_template,
+        "base_model": "smollm2-135m-instruct",
+        "base_fingerprint": base_fingerprint(model),
+        "stop_ids": [tokenizer.eos_token_id],
+        "golden": [
+            Golden(messages=messages, prompt_ids=tuple(prompt_ids(tokenizer, list(messages))))
+            for messages in GOLDEN_MESSAGES
+        ],
+        "lineage": {"run": f"seed-{seed}"},
+    }
 
 
 def prompt_ids(tokenizer: Any, messages: list[dict[str, str]]) -> list[int]:

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import psutil
 
 from jobs.bench.machine import BenchmarkError
 from jobs.bench.train_rows import PACK_LENGTH, PACKS_A_STEP, SEED, Workload, data_section
+from jobs.bench.train_work import packed_batches
 
 RATE = 1e-3
 RANK, ALPHA = 16, 32.0
@@ -75,7 +76,6 @@ def ours(work: Workload, base: Path, folder: Path, _: int) -> Told:
     """Our loop in one process: no Ray, no other worker, and all packs of a step in one pass."""
     import torch
 
-    from sft.batch import WorkerBatch, worker_batch
     from sft.engine import Engine, EnginePlan
     from sft.loop import LoopPlan, run_loop
     from sft.model import build_model
@@ -86,29 +86,12 @@ def ours(work: Workload, base: Path, folder: Path, _: int) -> Told:
     plan = EnginePlan(0, False, False, PACKS_A_STEP, 1, RATE, (0.9, 0.999), 0.0, 1.0)
     engine = Engine(build_model(model_plan(base)), plan, workers=1, device=torch.device("cpu"))
     count = len(work.steps)
-
-    def batches() -> Iterator[WorkerBatch]:
-        for number, step in enumerate(work.steps):
-            yield worker_batch(
-                step,
-                epoch=0,
-                step=number,
-                before=number / count,
-                after=(number + 1) / count,
-                rank=0,
-                workers=1,
-                micro_batch_size=PACKS_A_STEP,
-                accumulation=1,
-                layout="packed",
-                pad_id=0,
-            )
-
     told = Told(first_begin=time.time())
     loop = LoopPlan(None, count, Cosine(RATE, RATE, 0.0), SEED, None)
     run_loop(
         engine,
         loop,
-        batches(),
+        packed_batches(work.steps, count, micro_batch_size=PACKS_A_STEP, accumulation=1),
         rank=0,
         start=0,
         report=lambda report: told.step(report.loss),

@@ -11,13 +11,13 @@ import itertools
 import json
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jobs import cli
 from jobs.bench.machine import Watch, machine, versions
-from jobs.bench.train_work import flop_of, matrix_rate
+from jobs.bench.train_work import flop_of, matrix_rate, packed_batches
 
 DESCRIPTION = """Measure one training step of a model of a published shape with random weights: tokens a second, peak
 memory, share of the device's matrix rate. Writes JSON.
@@ -133,7 +133,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         losses.append(done.loss)
 
     loop = LoopPlan(None, count, Cosine(1e-4, 1e-4, 0.0), 0, None)
-    batches = _batches(arguments, config.vocab_size, count)
+    steps = _steps(arguments, config.vocab_size, count)
+    batches = packed_batches(steps, count, micro_batch_size=1, accumulation=arguments.packs)
     run_loop(engine, loop, batches, rank=0, start=0, report=report, save=lambda *_: None, bad=lambda _: "no file")
     seconds = [after - before for before, after in itertools.pairwise(ends[WARM_STEPS - 1 :])]
     rate = arguments.length * arguments.packs / statistics.median(seconds)
@@ -186,16 +187,15 @@ def random_model(arguments: argparse.Namespace, device: Any) -> tuple[Any, Any, 
         return build_model(plan, device=device, base=base), config, attention
 
 
-def _batches(arguments: argparse.Namespace, vocabulary: int, count: int) -> Any:
-    """Full packs of random tokens."""
+def _steps(arguments: argparse.Namespace, vocabulary: int, count: int) -> Iterator[list[list[Any]]]:
+    """Full packs of random tokens, step by step."""
     import numpy as np
 
-    from sft.batch import worker_batch
     from sft.mask import UNTRAINED, Example
 
     draw = np.random.default_rng(0)
     edges = np.linspace(0, arguments.length, arguments.documents + 1).astype(int)
-    for step in range(count):
+    for _ in range(count):
         packs = []
         for _ in range(arguments.packs):
             pack = []
@@ -205,19 +205,7 @@ def _batches(arguments: argparse.Namespace, vocabulary: int, count: int) -> Any:
                 labels[: max(1, round(length * (1 - arguments.trained)))] = UNTRAINED
                 pack.append(Example("random", ids, labels))
             packs.append(pack)
-        yield worker_batch(
-            packs,
-            epoch=0,
-            step=step,
-            before=step / count,
-            after=(step + 1) / count,
-            rank=0,
-            workers=1,
-            micro_batch_size=1,
-            accumulation=arguments.packs,
-            layout="packed",
-            pad_id=0,
-        )
+        yield packs
 
 
 if __name__ == "__main__":

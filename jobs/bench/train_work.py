@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sft.batch import WorkerBatch
+    from sft.mask import Example
 
 BEST_OF = 3
+
+
+def packed_batches(
+    steps: Iterable[Sequence[Sequence[Example]]], count: int, *, micro_batch_size: int, accumulation: int
+) -> Iterator[WorkerBatch]:
+    """The batches of a lone worker: the packs of each step, of `count` steps in all."""
+    from sft.batch import worker_batch
+
+    for number, step in enumerate(steps):
+        yield worker_batch(
+            step,
+            epoch=0,
+            step=number,
+            before=number / count,
+            after=(number + 1) / count,
+            rank=0,
+            workers=1,
+            micro_batch_size=micro_batch_size,
+            accumulation=accumulation,
+            layout="packed",
+            pad_id=0,
+        )
 
 
 def matrix_rate(threads: int, device: str = "cpu") -> dict[str, float]:
