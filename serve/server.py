@@ -37,7 +37,7 @@ from serve.registry import Registry
 from serve.relay import Relay, Ticket
 from serve.requests import Route
 from serve.residents import Residents
-from serve.slots import Slots
+from serve.slots import CpuWorker, Slots
 from serve.traffic import Target
 from serve.versions import VersionId
 from sft.errors import RaysftError
@@ -70,6 +70,8 @@ class EngineServer(LLMServer):
         if engine._oai_serving_tokenization is None:
             engine._oai_serving_tokenization = engine._app_state.serving_tokenization
         self._slots = Slots(engine)
+        if not config.engine.use_gpu:
+            await self._slots.keep_base_apart()
         self._pulse = Pulse(self._slots.beat, config.scaling.stall_s)
         await self._reconcile()
         self._following = asyncio.create_task(self._follow())
@@ -346,6 +348,7 @@ def llm_config(config: ServeConfig) -> LLMConfig:
         arguments["gpu_memory_utilization"] = engine.gpu_memory_utilization
     else:
         environment["VLLM_CPU_KVCACHE_SPACE"] = str(engine.kv_cache_gib)
+        arguments["worker_extension_cls"] = f"{CpuWorker.__module__}.{CpuWorker.__name__}"
         placement = {"bundles": [{"CPU": engine.cpus_per_replica}]}
     deployment: dict[str, Any] = {
         "name": DEPLOYMENT,

@@ -174,6 +174,8 @@ class BucketStore(Store):
 class FolderStore(Store):
     """Objects as files below a folder. Files whose names begin with a dot are on their way, and no objects.
 
+    Links are not followed, neither to a file nor to a folder; the folder itself may be one.
+
     A record reaches the disk before its name does, so that a power cut leaves it whole or not at all.
     """
 
@@ -198,7 +200,7 @@ class FolderStore(Store):
                     os.replace(staged, self._path(key))
                 return
             # In place: what a killed writer leaves is then a plain file, which a listing shows and a clean-up finds.
-            target = self._path(key)
+            target = self._plain(key)
             target.parent.mkdir(parents=True, exist_ok=True)
             with data.open("rb") as source, target.open("wb") as file:
                 shutil.copyfileobj(source, file, 1 << 20)
@@ -209,7 +211,7 @@ class FolderStore(Store):
         """See `Store`."""
         with _storage(self.address, f"read at {key}"):
             try:
-                return self._path(key).read_bytes()
+                return self._plain(key).read_bytes()
             except FileNotFoundError:
                 self._check_there()
                 return None
@@ -221,7 +223,7 @@ class FolderStore(Store):
     def fetch(self, key: str, target: Path) -> None:
         """See `Store`."""
         with _storage(self.address, f"read at {key}"):
-            shutil.copyfile(self._path(key), target)
+            shutil.copyfile(self._plain(key), target)
 
     def keys(self, prefix: str, *, after: str = "") -> list[str]:
         """See `Store`."""
@@ -253,10 +255,19 @@ class FolderStore(Store):
             raise ValueError(f"{key!r} is no key")
         return self._root / key
 
+    def _plain(self, key: str) -> Path:
+        """A key's path, on which no link leads elsewhere: what a listing does not show is not there."""
+        path = self._path(key)
+        below = len(path.relative_to(self._root).parts)
+        for each in (path, *path.parents[: below - 1]):
+            if each.is_symlink():
+                raise FileNotFoundError(f"{each.relative_to(self._root)} is a link, which is not followed")
+        return path
+
     @contextmanager
     def _staged(self, key: str, data: bytes) -> Iterator[Path]:
         """A file beside the key's place that holds the data, on disk."""
-        target = self._path(key)
+        target = self._plain(key)
         staged = target.with_name(f".{target.name}-{secrets.token_hex(8)}")
         self._check_there()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -277,7 +288,7 @@ class FolderStore(Store):
             for entry in self._scan(folder):
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(f"{folder}{entry.name}/")
-                else:
+                elif not entry.is_symlink():
                     yield folder, entry
 
     def _scan(self, prefix: str) -> list[os.DirEntry[str]]:
@@ -286,7 +297,7 @@ class FolderStore(Store):
         with (
             _storage(self.address, "listed"),
             suppress(FileNotFoundError),
-            os.scandir(self._root / prefix) as entries,
+            os.scandir(self._plain(prefix.rstrip("/")) if prefix else self._root) as entries,
         ):
             found += (entry for entry in entries if not entry.name.startswith("."))
         return found

@@ -37,12 +37,12 @@ def check_answers(load: Load) -> None:
 
 def kill_and_recover(site: Site, victim: psutil.Process, of: Replica, how: signal.Signals, within: float) -> Load:
     """Kills a process of a replica under load; waits until another replica is in that one's place."""
-    core = of.core
+    engine = [of.core, *of.core.children(recursive=True)]
     with site.load() as load:
         load.more(3)
         os.kill(victim.pid, how)
         until(lambda: of.id not in {replica.id for replica in running_replicas()}, within)
-        until(lambda: not core.is_running() or core.status() == psutil.STATUS_ZOMBIE, 10)
+        until(lambda: not any(process.is_running() for process in engine), 30)
         load.more(3)  # the other one serves on
         replicas = site.ready(2, without=[of])
         assert all(holds_what_is_wanted(site, replica) for replica in replicas)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import resource
+import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from serve.errors import RegistryError
 from serve.version_store import RESERVED
 from serve.versions import VersionId
 from sft.adapter import ADAPTER_WEIGHTS, MANIFEST, hash_file
@@ -26,6 +30,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 V1, V2 = VersionId("support", 1), VersionId("support", 2)
 FLIPS, STREAMS_A_FLIP = 8, 6
+TOKENS = 5
+"""Enough to tell the versions apart."""
 
 Damage = Callable[[Path], object]
 
@@ -35,7 +41,7 @@ def post(endpoint: Endpoint, path: str, **body: Any) -> httpx.Response:
 
 
 def golden(endpoint: Endpoint, model: str) -> str:
-    heard = ask(endpoint.client, model)
+    heard = ask(endpoint.client, model, max_tokens=TOKENS)
     assert heard.whole, heard
     return heard.text
 
@@ -44,7 +50,7 @@ def golden(endpoint: Endpoint, model: str) -> str:
 def undisturbed(endpoint: Endpoint, clients: int = 2) -> Iterator[Load]:
     """Others' streams meanwhile: all of them whole, and token by token what they were before."""
     expected = golden(endpoint, "support@v1")
-    with Load(endpoint.url, ["support@v1"], clients) as load:
+    with Load(endpoint.url, ["support@v1"], clients, max_tokens=TOKENS) as load:
         load.more(clients)
         yield load
         load.more(clients)
@@ -55,7 +61,7 @@ def test_every_answer_during_swaps_is_of_the_version_that_it_names(endpoint: End
     texts = {str(version): golden(endpoint, str(version)) for version in (V1, V2)}
     assert len(set(texts.values())) == 2
     post(endpoint, "/admin/aliases/swapped/promote", version=str(V1)).raise_for_status()
-    with Load(endpoint.url, ["swapped"], 6) as load:
+    with Load(endpoint.url, ["swapped"], 6, max_tokens=TOKENS) as load:
         for flip in range(FLIPS):
             wanted = (V2, V1)[flip % 2]
             moved = post(endpoint, "/admin/aliases/swapped/promote", version=str(wanted))
@@ -174,6 +180,40 @@ def test_a_bad_version_moves_nothing_and_disturbs_nobody(
     assert ran.exists(), "the payload would have shown that it ran"
 
 
+def test_no_name_leads_out_of_the_registry(
+    endpoint: Endpoint, bundles: Callable[[int], Path], request: pytest.FixtureRequest
+) -> None:
+    root = Path(endpoint.registry.address)
+    inside = str(endpoint.registry.publish(bundles(1), "inside").id)
+    endpoint.registry.promote("kept", VersionId.parse(inside))
+    # Whole versions and an alias where a path that is followed would find them.
+    outside = root.parent / "outside"
+    for place in (root / "versions/..outside", root / "outside", outside):
+        shutil.copytree(root / "versions/inside", place)
+        request.addfinalizer(partial(shutil.rmtree, place))
+    for link, target in ((root / "versions/linked", outside), (root / "aliases/linked", root / "aliases/kept")):
+        link.symlink_to(target)
+        request.addfinalizer(link.unlink)
+    names = ["../outside", "../../outside", "..outside", "%2e%2e/outside", "%2e%2e%2foutside", "..\\outside", "linked"]
+    names += [str(outside), "inside\0", "\0", "inside/../inside", "./inside", "inside\n", "\uff49nside"]
+    for name in names:
+        for model in (name, f"{name}@v1"):
+            assert ask(endpoint.client, model).status == 404, model
+            moved = post(endpoint, "/admin/aliases/kept/promote", version=model)
+            assert moved.status_code in (400, 404), model
+    for part in ("%2e%2e", "..%2foutside", "%00", "inside%00", "linked", "%2e%2e%2f%2e%2e%2foutside@v1"):
+        for path in (f"/admin/versions/{part}", f"/admin/aliases/{part}/history", f"/v1/models/{part}"):
+            answer = endpoint.client.get(path)
+            assert answer.status_code in (400, 404), path
+            assert "error" in answer.json()
+        assert "entry" not in post(endpoint, f"/admin/aliases/{part}/promote", version=inside).json(), part
+    listed = {card["id"] for card in endpoint.client.get("/v1/models").json()["data"]}
+    assert {"inside@v1", "kept"} <= listed
+    assert not [name for name in listed if "outside" in name or "linked" in name]
+    assert sorted(path.name for path in outside.iterdir()) == ["v1"]
+    assert len(endpoint.registry.history("kept")) == 1
+
+
 def hostile() -> dict[str, tuple[bytes, tuple[int, ...]]]:
     """Requests that want more than their share, and how they may be answered."""
     chat = {"model": "support@v1", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -206,7 +246,7 @@ def test_greed_is_refused_quickly_and_nobody_else_waits(endpoint: Endpoint) -> N
         return name, answer.status_code, answer.elapsed.total_seconds()
 
     with undisturbed(endpoint) as quiet:
-        quiet.more(12)
+        quiet.more(8)
     with undisturbed(endpoint) as load:
         with ThreadPoolExecutor(3) as pool:
             told = list(pool.map(send, requests))
@@ -218,3 +258,31 @@ def test_greed_is_refused_quickly_and_nobody_else_waits(endpoint: Endpoint) -> N
 
 def _p99(load: Load) -> float:
     return float(np.percentile([heard.seconds for heard in load.heard], 99))
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """No file of this process grows beyond so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_is_full_at_publish_shows_nobody_half_a_version(
+    endpoint: Endpoint, bundles: Callable[[int], Path]
+) -> None:
+    endpoint.registry.publish(bundles(1), "tight")
+    endpoint.registry.promote("tight", VersionId("tight", 1))
+    with undisturbed(endpoint):
+        with full_disk(200_000), pytest.raises(RegistryError, match="cannot be written"):
+            endpoint.registry.publish(bundles(2), "tight")
+        for model, status in (("tight@v1", 200), ("tight", 200), ("tight@v2", 404)):
+            assert ask(endpoint.client, model, max_tokens=1).status == status, model
+        assert post(endpoint, "/admin/aliases/tight/promote", version="tight@v2").status_code == 404
+        again = str(endpoint.registry.publish(bundles(2), "tight").id)
+        assert again == "tight@v3"
+        post(endpoint, "/admin/aliases/tight/promote", version=again).raise_for_status()
+        assert ask(endpoint.client, "tight", max_tokens=1).version == again

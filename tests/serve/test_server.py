@@ -221,6 +221,7 @@ def test_a_cpu_config_for_the_engine() -> None:
     assert made.runtime_env == {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
     assert made.engine_kwargs["enable_lora"] is True
     assert made.engine_kwargs["max_cpu_loras"] == 32
+    assert made.engine_kwargs["worker_extension_cls"] == "serve.slots.CpuWorker"
     assert "gpu_memory_utilization" not in made.engine_kwargs
     assert made.deployment_config["num_replicas"] == 1
     assert made.deployment_config["max_ongoing_requests"] == 64
@@ -246,6 +247,7 @@ def test_a_gpu_config_for_the_engine() -> None:
     assert made.engine_kwargs["tensor_parallel_size"] == 2
     assert made.engine_kwargs["gpu_memory_utilization"] == 0.9
     assert made.engine_kwargs["seed"] == 7
+    assert "worker_extension_cls" not in made.engine_kwargs
     assert made.deployment_config["autoscaling_config"]["max_replicas"] == 3
 
 

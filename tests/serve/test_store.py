@@ -102,11 +102,30 @@ def test_what_is_on_its_way_is_no_object(store: Store) -> None:
     assert store.keys("") == ["a/k"]
 
 
-def test_a_link_to_a_folder_is_not_followed(store: Store) -> None:
+def test_a_link_is_not_followed(store: Store, tmp_path: Path) -> None:
     store.write("a/k", b"1")
-    (Path(store.address) / "a/loop").symlink_to(store.address)
-    assert sorted(store.keys("")) == ["a/k", "a/loop"]
-    assert store.folders("a/") == []
+    root, outside = Path(store.address), tmp_path / "outside"
+    outside.mkdir()
+    (outside / "k").write_bytes(b"2")
+    (root / "a/folder").symlink_to(outside)
+    (root / "a/file").symlink_to(outside / "k")
+    assert store.keys("") == ["a/k"]
+    assert [stored.key for stored in store.listing("a/")] == ["a/k"]
+    assert store.folders("a/") == store.folders("a/folder/") == store.keys("a/folder/") == []
+    for key in ("a/folder/k", "a/folder/deeper/k", "a/file"):
+        assert store.read(key) is None
+        for use in (
+            lambda key=key: store.fetch(key, tmp_path / "copy"),
+            lambda key=key: store.create(key, b"3"),
+            lambda key=key: store.write(key, b"3"),
+            lambda key=key: store.write(key, root / "a/k"),
+        ):
+            with pytest.raises(RegistryError, match="is a link, which is not followed"):
+                use()
+    assert [(path.name, path.read_bytes()) for path in outside.iterdir()] == [("k", b"2")]
+    linked = tmp_path / "linked"
+    linked.symlink_to(root)
+    assert open_store(linked).read("a/k") == b"1"
 
 
 def test_listings_are_of_what_is_below(any_store: Store) -> None:
