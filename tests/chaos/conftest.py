@@ -105,12 +105,12 @@ def site(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         }
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    # Room for one engine of two CPUs on each, and on the head for the gateway.
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "port": free_port()})
+    # Room for one engine of two CPUs on each, and for the gateway on either.
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "gcs_server_port": free_port()})
     reset_ray_address()  # a Ray that others look for on this machine is not this one
     made = None
     try:
-        cluster.add_node(num_cpus=2)
+        cluster.add_node(num_cpus=3)
         ray.init(address=cluster.address, log_to_driver=False)
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=config.http.port))
         with httpx.Client(base_url=f"http://127.0.0.1:{config.http.port}", timeout=120) as client:
