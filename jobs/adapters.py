@@ -15,14 +15,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
+from evals.errors import GateError
 from jobs.adapter_text import (
     Rows,
     alias_table,
     described,
     history_table,
     moved,
+    moved_text,
     size_text,
-    swap_text,
     unfinished_table,
     version_table,
     version_text,
@@ -85,7 +86,7 @@ def _show(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     registry = _registry(config)
     aliases = registry.aliases()
     version = registry.get(_version(aliases, arguments.version))
-    retirement = registry.retirement(version.id)
+    retirement, evaluations = registry.retirement(version.id), registry.evaluations(version.id)
     naming = {alias: entry for alias, entry in aliases.items() if version.id in entry.parts()}
     data = {
         **summary(version),
@@ -93,8 +94,9 @@ def _show(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
         "retired": retirement.model_dump(mode="json") if retirement else None,
         "files": {name: file.model_dump() for name, file in version.bundle.files.items()},
         "lineage": version.bundle.lineage,
+        "evaluations": [one.model_dump(mode="json") for one in evaluations],
     }
-    return data, version_text(version, naming, retirement)
+    return data, version_text(version, naming, retirement, evaluations)
 
 
 def _history(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
@@ -122,7 +124,16 @@ def _publish(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
 
 def _promote(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     version = VersionId.parse(arguments.version)
-    alias, reason = arguments.alias or version.name, arguments.reason
+    alias, reason = check_name(arguments.alias or version.name), arguments.reason
+    if arguments.gate:
+        if arguments.endpoint is None:
+            raise ConfigError(
+                "command line",
+                ["--gate asks the version on the engine that is to serve it: give --endpoint, a running server's URL"],
+            )
+        from jobs.promotion import promote  # it imports every checker, which other commands need not wait for
+
+        return promote(arguments.endpoint, arguments.key_file, arguments.gate, alias, version, reason)
 
     def move(registry: Registry) -> AliasEntry:
         return registry.promote(alias, version, reason=reason)
@@ -172,9 +183,7 @@ def _move(
         return entry.model_dump(mode="json"), moved(entry, before)
     done = _asked(arguments, f"aliases/{check_name(alias)}/{arguments.command}", fields)
     try:
-        entry = AliasEntry.model_validate(done["entry"])
-        before = AliasEntry.model_validate(done["before"]) if done["before"] else None
-        text = f"{moved(entry, before)}\n{swap_text(done['replicas'], done['seconds'])}"
+        text = moved_text(done)
     except (KeyError, ValidationError):
         raise NotReadyError(f"{arguments.endpoint} sent what no raysft server sends") from None
     return {**done.pop("entry"), **done}, text
@@ -299,7 +308,16 @@ COMMANDS = {
     "promote": Command(
         "point an alias at a version, for all sessions; ends its canary",
         _promote,
-        (_VERSION, ("--alias", {"metavar": "ALIAS", "help": "by default the version's name"}), _REASON, *_ENDPOINT),
+        (
+            _VERSION,
+            ("--alias", {"metavar": "ALIAS", "help": "by default the version's name"}),
+            (
+                "--gate",
+                {"type": Path, "metavar": "FILE", "help": "only if the version, on the endpoint, passes this gate"},
+            ),
+            _REASON,
+            *_ENDPOINT,
+        ),
     ),
     "canary": Command(
         "give a share of an alias's sessions to a version on trial",
@@ -359,12 +377,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments, config = configure(made, RegistryConfig, words[1:])
     arguments.command = name
-    data, shown = command.answer(arguments, config)
+    code = 0
+    try:
+        data, shown = command.answer(arguments, config)
+    except GateError as failed:
+        data, shown, code = failed.data, str(failed), failed.exit_code
     if arguments.json:
         print(json.dumps(data, indent=2))
     else:
         _print(shown)
-    return 0
+    return code
 
 
 def _print(shown: str | list[str | Rows]) -> None:
