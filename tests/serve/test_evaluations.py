@@ -74,7 +74,8 @@ def test_a_record_in_the_wrong_place_is_refused(registry: Registry) -> None:
 
 def test_findings_that_contradict_themselves_are_refused() -> None:
     failed = ({"rule": "r", "passed": False, "reason": "is 0"},)
-    for changes in ({"rules": failed}, {"rules": ()}, {"suites": {}}, {"gate": "x"}, {"more": 1}):
+    faults: list[dict[str, Any]] = [{"rules": failed}, {"rules": ()}, {"suites": {}}, {"gate": "x"}, {"more": 1}]
+    for changes in faults:
         with pytest.raises(ValidationError):
             findings(**changes)
 
