@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import math
+import re
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -203,6 +206,14 @@ def test_a_tally_forgets_what_is_two_windows_old() -> None:
 def test_a_checker_that_cannot_be_used_is_refused(check: dict[str, Any], fault: str) -> None:
     with pytest.raises(ValidationError, match=fault):
         section(checkers={"one": check})
+
+
+def test_the_guide_shows_a_section_that_is_read() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```yaml\n(guard:.*?)```", guide, re.DOTALL)
+    shown = yaml.safe_load(block)["guard"]
+    assert shown.keys() == GuardSection.model_fields.keys()
+    assert GuardSection.model_validate(shown).active
 
 
 def test_by_default_nothing_is_watched() -> None:
