@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ Found = TypeVar("Found")
 CONCURRENCY = 8
 TIMEOUT_S = 120.0
 TRIES = 5
+REPORT_S = 5.0
 KEPT_ROWS = 200
 """So many rows of a rule are kept with an evaluation; the suite tells the others."""
 WHOLE = "every answer is scored"
@@ -141,11 +143,18 @@ def _evaluate(server: _Server, suites: Sequence[Suite], baseline: str, version: 
 
 
 async def _ask(server: _Server, missing: Sequence[Request]) -> dict[Key, Record]:
+    records: dict[Key, Record] = {}
     client = Client(f"{root(server.endpoint)}/v1", server.key, timeout_s=TIMEOUT_S, tries=TRIES)
     try:
-        return {record.key: record async for record in client.ask_all(missing, CONCURRENCY)}
+        said = time.monotonic()
+        async for record in client.ask_all(missing, CONCURRENCY):
+            records[record.key] = record
+            if time.monotonic() - said >= REPORT_S:
+                said = time.monotonic()
+                print(f"asked {len(records):,} of {len(missing):,} ...", file=sys.stderr, flush=True)
     finally:
         await client.close()
+    return records
 
 
 def _findings(

@@ -66,7 +66,7 @@ class Guard:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config, self._catalogue, self._open, self._metrics = config, catalogue, open_registry, metrics
-        self._clock = clock
+        self._clock, self._active = clock, config.active
         self._checkers: dict[str, Any] = {name: check.checker() for name, check in config.checkers.items()}
         self._tallies: dict[tuple[str, VersionId], Tally] = {}
         self._watches: dict[Watch, Counts] = {}
@@ -90,11 +90,13 @@ class Guard:
             witness: who heard the answer, where somebody did.
         """
         alias, version = question.body["model"], question.choice.target.version
-        if not self._config.active or not _counted(question) or version is None:
+        if not self._active or not _counted(question) or version is None:
             return
         if record.error and record.error not in FAULTS:
             return
-        tally = self._tallies.setdefault((alias, version), Tally())
+        tally = self._tallies.get((alias, version))
+        if tally is None:
+            tally = self._tallies[alias, version] = Tally()
         if record.error:
             tally.failed()
             return
@@ -111,7 +113,7 @@ class Guard:
         Args:
             peers: asks all gateways, where there are several.
         """
-        if self._config.active:
+        if self._active:
             self._tasks = [asyncio.create_task(self._check()), asyncio.create_task(self._look_on(peers))]
 
     async def close(self) -> None:

@@ -41,7 +41,8 @@ def test_a_gate_stops_a_bad_version_while_traffic_goes_on(
     (tmp_path / "capitals.yaml").write_text(SUITE)
     gate = tmp_path / "gate.yaml"
     gate.write_text(GATE)
-    for seed, std in ((31, 0.02), (32, 1.0), (33, 0.02)):
+    # With little noise the answers stay the base model's own, if to other log-probabilities.
+    for seed, std in ((31, 0.02), (34, 1.0), (32, 0.02)):
         lora_bundle(tmp_path / str(seed), demo_model, seed=seed, std=std)
         endpoint.registry.publish(tmp_path / str(seed), "gated")
     good, bad, better = (VersionId("gated", number) for number in (1, 2, 3))
