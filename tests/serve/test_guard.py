@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from serve import guard
 from serve.catalogue import Catalogue
@@ -285,3 +286,20 @@ async def test_it_looks_by_itself(made: Callable[..., Site]) -> None:
     await asyncio.sleep(0.2)
     await site.ask()
     await until(lambda: site.newest.action == "rollback")
+
+
+async def test_it_begins_and_ends_with_the_application(made: Callable[..., Site]) -> None:
+    site = made(**ERRORS)
+    await site.guard.close()
+    told: asyncio.Queue[Message] = asyncio.Queue()
+    said: asyncio.Queue[Message] = asyncio.Queue()
+    life: Any = site.gateway.app()({"type": "lifespan"}, told.get, said.put)
+    app = asyncio.create_task(life)
+    await told.put({"type": "lifespan.startup"})
+    assert (await said.get())["type"] == "lifespan.startup.complete"
+    running = site.guard._tasks
+    assert [task.done() for task in running] == [False, False]
+    await told.put({"type": "lifespan.shutdown"})
+    assert (await said.get())["type"] == "lifespan.shutdown.complete"
+    assert [task.done() for task in running] == [True, True]
+    await app
