@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from sft.errors import RaysftError
 
@@ -23,6 +24,17 @@ class SuiteError(RaysftError):
 
 class EvaluationError(RaysftError):
     """An evaluation cannot go on, or its files cannot be used."""
+
+
+class GateError(RaysftError):
+    """A version did not pass its gate. `data` has what was found, as plain values."""
+
+    def __init__(self, message: str, data: dict[str, Any]) -> None:
+        super().__init__(message)
+        self.data = data
+
+    def __reduce__(self) -> tuple[type[GateError], tuple[str, dict[str, Any]]]:
+        return type(self), (str(self), self.data)
 
 
 class CheckError(RaysftError):

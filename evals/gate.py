@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +12,13 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from evals.suite import Suite, read_suites
 from evals.summary import ModelSummary, Paired, Summary
 from sft.config import read_config
+from sft.errors import ConfigError
 from sft.section import Section
 
+CURRENT = "current"
 COMPARISONS = ("at_least", "at_most", "not_worse_by", "better_by")
 
 
@@ -52,9 +57,16 @@ class Rule(Section):
 
 
 class Gate(Section):
-    """All rules of a gate file."""
+    """A gate file: all its rules, and what a promotion asks before it judges by them."""
 
     rules: list[Rule] = Field(min_length=1)
+    suites: list[Path] = Field([], description="Suite files, or folders of them; beside the gate file if relative.")
+    baseline: str = Field(
+        CURRENT,
+        min_length=1,
+        description="What a version that is to be promoted is compared with: current, which is the version that the "
+        "alias serves (the base model where it serves none yet), or a model's name.",
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,49 @@ def read_gate(path: Path) -> Gate:
     Raises:
         ConfigError: with all its faults.
     """
-    return read_config(Gate, path)
+    gate = read_config(Gate, path)
+    return gate.model_copy(update={"suites": [path.parent / suite for suite in gate.suites]})
+
+
+def read_gate_suites(gate: Gate, path: Path) -> list[Suite]:
+    """Reads the suites that a gate names, and proves that its rules can be judged by them.
+
+    Args:
+        gate: what `read_gate` read.
+        path: from where, for messages.
+
+    Raises:
+        ConfigError: the gate names no suites, or rules about other ones or about more rows than there are.
+        SuiteError: with every fault of the suites.
+    """
+    if not gate.suites:
+        raise ConfigError(str(path), ["suites: is missing; name the suite files that the version is asked"])
+    suites = {suite.name: suite for suite in read_suites(gate.suites)}
+    faults = []
+    for index, rule in enumerate(gate.rules):
+        suite = suites.get(rule.suite)
+        if suite is None:
+            faults.append(f"rules.{index}.suite: {rule.suite} is none of its suites, which are {', '.join(suites)}")
+        elif rule.rows > len(suite.rows):
+            faults.append(f"rules.{index}.rows: {rule.rows} are asked for, and {suite.name} has {len(suite.rows)}")
+    if faults:
+        raise ConfigError(str(path), faults)
+    return list(suites.values())
+
+
+def suite_digest(suite: Suite) -> str:
+    """SHA-256 of all that decides a suite's scores: prompts, references, checkers, and how they are asked."""
+    rows = [
+        {
+            "id": row.id,
+            "messages": [dict(message) for message in row.messages],
+            "reference": row.reference,
+            "checkers": {name: checker.model_dump(mode="json") for name, checker in row.checkers.items()},
+        }
+        for row in suite.rows
+    ]
+    whole = {"score": suite.score, "generation": suite.generation.model_dump(mode="json"), "rows": rows}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def judge(gate: Gate, summary: Summary, model: str) -> Verdict:
@@ -127,10 +181,10 @@ def _find(rule: Rule, summary: Summary, model: str) -> Finding:
 def _holes(rule: Rule, mine: ModelSummary, name: str, baseline: ModelSummary | None) -> str:
     """What was asked and has no score; empty where nothing lacks."""
     if mine.scored < mine.asked:
-        return f"only {mine.scored} of {mine.asked} answers were scored{_reasons(mine)}"
+        return f"only {mine.scored} of {mine.asked} answers were scored{unscored_reasons(mine)}"
     if baseline and baseline.scored < baseline.asked:
         scored = f"{baseline.scored} of {baseline.asked} answers of the baseline {name}"
-        return f"only {scored} were scored{_reasons(baseline)}"
+        return f"only {scored} were scored{unscored_reasons(baseline)}"
     if mine.score.rows < rule.rows:
         return f"{mine.score.rows} rows were scored, and the rule wants {rule.rows}"
     return ""
@@ -145,7 +199,8 @@ def _relative(rule: Rule, paired: Paired | None) -> Finding:
     return Finding(rule, low > bound, reason, () if low > bound else tuple(paired.worse))
 
 
-def _reasons(one: ModelSummary) -> str:
+def unscored_reasons(one: ModelSummary) -> str:
+    """Why answers have no score, in brackets."""
     return f" ({', '.join(f'{reason}: {count}' for reason, count in one.unscored.items())})"
 
 

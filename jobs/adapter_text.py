@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +11,7 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
+from serve.evaluations import Evaluation
 from serve.registry import Contents
 from serve.version_store import Unfinished
 from serve.versions import AliasEntry, AliasState, Retirement, Version, VersionId
@@ -76,10 +77,19 @@ def alias_table(aliases: Mapping[str, AliasEntry]) -> Rows:
 def history_table(entries: Iterable[AliasEntry]) -> Rows:
     """One line an entry, with the whole state after it."""
     rows = [
-        [str(entry.number), entry.action, str(entry.version), *_parts(entry), when(entry.at), entry.by, entry.reason]
+        [
+            str(entry.number),
+            entry.action,
+            str(entry.version),
+            *_parts(entry),
+            when(entry.at),
+            f"evaluation {entry.evaluation}" if entry.evaluation else NOTHING,
+            entry.by,
+            entry.reason,
+        ]
         for entry in entries
     ]
-    return _rows(("ENTRY", "ACTION", "SERVES", "CANARY", "SHADOW", "AT", "BY", "REASON"), rows)
+    return _rows(("ENTRY", "ACTION", "SERVES", "CANARY", "SHADOW", "AT", "GATE", "BY", "REASON"), rows)
 
 
 def unfinished_table(uploads: Iterable[Unfinished]) -> Rows:
@@ -90,7 +100,12 @@ def unfinished_table(uploads: Iterable[Unfinished]) -> Rows:
     return _rows(("UPLOAD", "FILES", "SIZE", "LAST TOUCHED"), rows)
 
 
-def version_text(version: Version, naming: Mapping[str, AliasEntry], retirement: Retirement | None) -> str:
+def version_text(
+    version: Version,
+    naming: Mapping[str, AliasEntry],
+    retirement: Retirement | None,
+    evaluations: Sequence[Evaluation] = (),
+) -> str:
     """All that is known of one version."""
     bundle = version.bundle
     served = [f"{alias} ({entry.parts()[version.id]}, entry {entry.number})" for alias, entry in naming.items()]
@@ -114,7 +129,28 @@ def version_text(version: Version, naming: Mapping[str, AliasEntry], retirement:
     for key in (*known, *sorted(bundle.lineage.keys() - set(known))):
         text = yaml.safe_dump({key: bundle.lineage[key]}, sort_keys=False, allow_unicode=True, width=100)
         lines += [f"    {_plain(line)}" for line in text.splitlines()]
+    if evaluations:
+        lines.append("  evaluations")
+        lines += [f"    {_plain(line)}" for one in evaluations for line in evaluation_lines(one)]
     return "\n".join(lines)
+
+
+def evaluation_lines(one: Evaluation) -> Iterator[str]:
+    """An evaluation in a line, and another one for each suite."""
+    what = "passed" if one.passed else "failed"
+    yield f"{one.number}: {what} gate {one.gate[:SHORT]} against {one.baseline}, {when(one.at)} by {one.by}"
+    for name, suite in one.suites.items():
+        yield (
+            f"   {name}: {_share(suite.version.mean)} of {suite.version.rows} rows, "
+            f"{one.baseline} {_share(suite.baseline.mean)}"
+        )
+
+
+def moved_text(done: Mapping[str, Any]) -> str:
+    """What a server did to an alias, from its answer; raises KeyError or ValidationError where that is none."""
+    entry = AliasEntry.model_validate(done["entry"])
+    before = AliasEntry.model_validate(done["before"]) if done["before"] else None
+    return f"{moved(entry, before)}\n{swap_text(done['replicas'], done['seconds'])}"
 
 
 def moved(entry: AliasEntry, before: AliasEntry | None) -> str:
@@ -149,6 +185,10 @@ def size_text(size: int) -> str:
             break
         amount, unit = amount / 1000, larger
     return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def _share(mean: float | None) -> str:
+    return "no score" if mean is None else f"{mean:.1%}"
 
 
 def _state(state: AliasState) -> str:

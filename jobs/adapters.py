@@ -6,23 +6,21 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.console import Console
 
+from evals.errors import GateError
+from jobs.adapter_command import Answer, Command, RegistryConfig, registry_of
+from jobs.adapter_moves import ALIAS, ENDPOINT, OF_ALIAS, REASON, VERSION, canary, promote, retire, rollback, shadow
 from jobs.adapter_text import (
     Rows,
     alias_table,
     described,
     history_table,
-    moved,
     size_text,
-    swap_text,
     unfinished_table,
     version_table,
     version_text,
@@ -30,38 +28,17 @@ from jobs.adapter_text import (
 )
 from jobs.cli import configure, parser, run
 from jobs.merge_text import MERGED_TYPES, merge_data, merge_text
-from serve.errors import BadRequestError, NotReadyError, UnknownModelError
-from serve.registry import Registry
-from serve.versions import AliasEntry, Retirement, VersionId, check_name, check_share, summary
+from serve.errors import BadRequestError, UnknownModelError
+from serve.versions import AliasEntry, VersionId, summary
 from sft.adapter import verify_bundle
-from sft.errors import AdapterError, ConfigError
-
-Answer = tuple[Any, "str | list[str | Rows]"]
-"""What a command found or changed: as plain data for `--json`, and as text and tables for people."""
+from sft.errors import AdapterError
 
 FITTED_ROWS = 200
 """Longer tables are printed as they are also in a terminal: to fit them takes longer than to read the registry."""
 
 
-class RegistryConfig(BaseModel):
-    """The one key that this job needs of a training or serving config."""
-
-    model_config = ConfigDict(frozen=True)
-
-    registry: str | None = Field(None, description="Registry of adapters: a folder, s3://, gs://, az:// or abfss://.")
-
-
-@dataclass(frozen=True)
-class Command:
-    """One subcommand."""
-
-    help: str
-    answer: Callable[[argparse.Namespace, RegistryConfig], Answer]
-    arguments: tuple[tuple[str, dict[str, Any]], ...] = ()
-
-
 def _list(_: argparse.Namespace, config: RegistryConfig) -> Answer:
-    registry = _registry(config)
+    registry = registry_of(config)
     contents = registry.contents()
     registry.preload(contents.versions)
     versions, damaged = [], []
@@ -82,10 +59,10 @@ def _list(_: argparse.Namespace, config: RegistryConfig) -> Answer:
 
 
 def _show(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    registry = _registry(config)
+    registry = registry_of(config)
     aliases = registry.aliases()
     version = registry.get(_version(aliases, arguments.version))
-    retirement = registry.retirement(version.id)
+    retirement, evaluations = registry.retirement(version.id), registry.evaluations(version.id)
     naming = {alias: entry for alias, entry in aliases.items() if version.id in entry.parts()}
     data = {
         **summary(version),
@@ -93,12 +70,13 @@ def _show(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
         "retired": retirement.model_dump(mode="json") if retirement else None,
         "files": {name: file.model_dump() for name, file in version.bundle.files.items()},
         "lineage": version.bundle.lineage,
+        "evaluations": [one.model_dump(mode="json") for one in evaluations],
     }
-    return data, version_text(version, naming, retirement)
+    return data, version_text(version, naming, retirement, evaluations)
 
 
 def _history(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    entries = _registry(config).history(arguments.alias)
+    entries = registry_of(config).history(arguments.alias)
     if not entries:
         raise UnknownModelError(f"there is no alias {arguments.alias}; list shows those that there are")
     return [entry.model_dump(mode="json") for entry in entries], [history_table(entries)]
@@ -107,7 +85,7 @@ def _history(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
 def _verify(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     what: str = arguments.bundle
     if "@" in what and not Path(what).exists():
-        bundle = _registry(config).verify(VersionId.parse(what)).bundle
+        bundle = registry_of(config).verify(VersionId.parse(what)).bundle
     else:
         bundle = verify_bundle(Path(what))
     data = {"verified": what, "base_model": bundle.base_model, "rank": bundle.rank}
@@ -115,102 +93,15 @@ def _verify(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
 
 
 def _publish(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    version = _registry(config, create=True).publish(arguments.folder, arguments.name)
+    version = registry_of(config, create=True).publish(arguments.folder, arguments.name)
     text = f"published {version.id}: {described(version.bundle)}"
     return summary(version), f"{text}\nno alias moved; to serve it: promote {version.id}"
-
-
-def _promote(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    version = VersionId.parse(arguments.version)
-    alias, reason = arguments.alias or version.name, arguments.reason
-
-    def move(registry: Registry) -> AliasEntry:
-        return registry.promote(alias, version, reason=reason)
-
-    return _move(arguments, config, alias, move, {"version": str(version)})
-
-
-def _canary(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    alias, version = arguments.alias, VersionId.parse(arguments.version)
-    weight, reason = arguments.weight, arguments.reason
-    check_share(weight, "weight")
-
-    def move(registry: Registry) -> AliasEntry:
-        return registry.canary(alias, version, weight, reason=reason)
-
-    return _move(arguments, config, alias, move, {"version": str(version), "weight": weight})
-
-
-def _shadow(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    alias, version = arguments.alias, VersionId.parse(arguments.version)
-    share, reason = arguments.share, arguments.reason
-    check_share(share, "share")
-
-    def move(registry: Registry) -> AliasEntry:
-        return registry.shadow(alias, version, share, reason=reason)
-
-    return _move(arguments, config, alias, move, {"version": str(version), "share": share})
-
-
-def _rollback(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    alias = arguments.alias
-    return _move(arguments, config, alias, lambda registry: registry.rollback(alias, reason=arguments.reason), {})
-
-
-def _move(
-    arguments: argparse.Namespace,
-    config: RegistryConfig,
-    alias: str,
-    act: Callable[[Registry], AliasEntry],
-    fields: dict[str, Any],
-) -> Answer:
-    """Moves an alias in the registry; or, with --endpoint, has the server do it, once its replicas are ready."""
-    if arguments.endpoint is None:
-        registry = _registry(config)
-        before = registry.alias(alias)
-        entry = act(registry)
-        return entry.model_dump(mode="json"), moved(entry, before)
-    done = _asked(arguments, f"aliases/{check_name(alias)}/{arguments.command}", fields)
-    try:
-        entry = AliasEntry.model_validate(done["entry"])
-        before = AliasEntry.model_validate(done["before"]) if done["before"] else None
-        text = f"{moved(entry, before)}\n{swap_text(done['replicas'], done['seconds'])}"
-    except (KeyError, ValidationError):
-        raise NotReadyError(f"{arguments.endpoint} sent what no raysft server sends") from None
-    return {**done.pop("entry"), **done}, text
-
-
-def _retire(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
-    version = VersionId.parse(arguments.version)
-    if arguments.endpoint is None:
-        registry = _registry(config)
-        known = registry.retirement(version) is not None
-        record = registry.retire(version, reason=arguments.reason)
-    else:
-        done = _asked(arguments, f"versions/{version}/retire", {})
-        try:
-            known, record = not done["moved"], Retirement.model_validate(done["retirement"])
-        except (KeyError, ValidationError):
-            raise NotReadyError(f"{arguments.endpoint} sent what no raysft server sends") from None
-    data = {"version": str(version), **record.model_dump(mode="json")}
-    if known:
-        return data, f"{version} was retired already, by {record.by} on {when(record.at)}; nothing changed"
-    return data, f"{version} is retired: it cannot be promoted any more, and new requests for it are refused"
-
-
-def _asked(arguments: argparse.Namespace, path: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """What the server of --endpoint says to a change."""
-    # An HTTP client takes a while to import, which commands on a registry need not wait for.
-    from jobs.endpoint import post, read_key
-
-    key = read_key(arguments.key_file)
-    return post(arguments.endpoint, key, f"admin/{path}", {**fields, "reason": arguments.reason})
 
 
 def _gc(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     if not arguments.older_than >= 0:
         raise BadRequestError(f"--older_than {arguments.older_than}: must be a number of hours from 0")
-    registry = _registry(config)
+    registry = registry_of(config)
     found = registry.unfinished(timedelta(hours=arguments.older_than))
     gone = [upload for upload in found if arguments.delete and registry.collect(upload)]
     data = {
@@ -236,26 +127,11 @@ def _merge(arguments: argparse.Namespace, config: RegistryConfig) -> Answer:
     with tempfile.TemporaryDirectory(prefix="raysft-") as scratch:
         folder = Path(what)
         if "@" in what and not folder.exists():
-            registry = _registry(config)
+            registry = registry_of(config)
             folder = registry.download(registry.get(VersionId.parse(what)), Path(scratch) / "bundle")
         merged = merge(folder, arguments.base, arguments.output, arguments.dtype)
     return merge_data(merged), merge_text(what, merged)
 
-
-_REASON = ("--reason", {"default": "", "metavar": "TEXT", "help": "why; kept with the change"})
-_ENDPOINT: tuple[tuple[str, dict[str, Any]], ...] = (
-    (
-        "--endpoint",
-        {"metavar": "URL", "help": "a running server that makes the change, once all its replicas are ready for it"},
-    ),
-    (
-        "--key_file",
-        {"type": Path, "metavar": "FILE", "help": "API key for the endpoint; by default of RAYSFT_API_KEY, if set"},
-    ),
-)
-_VERSION = ("version", {"metavar": "NAME@vN"})
-_ALIAS = ("alias", {"metavar": "ALIAS"})
-_OF_ALIAS = ("--alias", {"required": True, "metavar": "ALIAS", "help": "the alias whose sessions are split"})
 
 COMMANDS = {
     "list": Command("all versions and aliases, and which serves which", _list),
@@ -264,7 +140,7 @@ COMMANDS = {
         _show,
         (("version", {"metavar": "MODEL", "help": "NAME@vN, or an alias for its stable version"}),),
     ),
-    "history": Command("all moves of an alias: who, when and why", _history, (_ALIAS,)),
+    "history": Command("all moves of an alias: who, when and why", _history, (ALIAS,)),
     "verify": Command(
         "check a bundle's files, hashes, settings, shapes and numbers",
         _verify,
@@ -298,34 +174,43 @@ COMMANDS = {
     ),
     "promote": Command(
         "point an alias at a version, for all sessions; ends its canary",
-        _promote,
-        (_VERSION, ("--alias", {"metavar": "ALIAS", "help": "by default the version's name"}), _REASON, *_ENDPOINT),
+        promote,
+        (
+            VERSION,
+            ("--alias", {"metavar": "ALIAS", "help": "by default the version's name"}),
+            (
+                "--gate",
+                {"type": Path, "metavar": "FILE", "help": "only if the version, on the endpoint, passes this gate"},
+            ),
+            REASON,
+            *ENDPOINT,
+        ),
     ),
     "canary": Command(
         "give a share of an alias's sessions to a version on trial",
-        _canary,
+        canary,
         (
-            _VERSION,
-            _OF_ALIAS,
+            VERSION,
+            OF_ALIAS,
             ("--weight", {"required": True, "type": float, "metavar": "W", "help": "0.1 is 10 %%; 0 ends the trial"}),
-            _REASON,
-            *_ENDPOINT,
+            REASON,
+            *ENDPOINT,
         ),
     ),
     "shadow": Command(
         "send copies of a share of an alias's sessions to a version; its answers go to nobody",
-        _shadow,
+        shadow,
         (
-            _VERSION,
-            _OF_ALIAS,
+            VERSION,
+            OF_ALIAS,
             ("--share", {"required": True, "type": float, "metavar": "S", "help": "0.1 is 10 %%; 0 ends it"}),
-            _REASON,
-            *_ENDPOINT,
+            REASON,
+            *ENDPOINT,
         ),
     ),
-    "rollback": Command("undo an alias's last promote, canary or shadow", _rollback, (_ALIAS, _REASON, *_ENDPOINT)),
+    "rollback": Command("undo an alias's last promote, canary or shadow", rollback, (ALIAS, REASON, *ENDPOINT)),
     "retire": Command(
-        "end a version: no alias may name it again, no request get it", _retire, (_VERSION, _REASON, *_ENDPOINT)
+        "end a version: no alias may name it again, no request get it", retire, (VERSION, REASON, *ENDPOINT)
     ),
     "gc": Command(
         "find uploads that never became whole, and delete them on request",
@@ -359,12 +244,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--json", action="store_true", help="print the result as JSON")
     arguments, config = configure(made, RegistryConfig, words[1:])
     arguments.command = name
-    data, shown = command.answer(arguments, config)
+    code = 0
+    try:
+        data, shown = command.answer(arguments, config)
+    except GateError as failed:
+        data, shown, code = failed.data, str(failed), failed.exit_code
     if arguments.json:
         print(json.dumps(data, indent=2))
     else:
         _print(shown)
-    return 0
+    return code
 
 
 def _print(shown: str | list[str | Rows]) -> None:
@@ -376,12 +265,6 @@ def _print(shown: str | list[str | Rows]) -> None:
             console.print(part.table())
         else:
             print(part.text())
-
-
-def _registry(config: RegistryConfig, *, create: bool = False) -> Registry:
-    if config.registry is None:
-        raise ConfigError("command line", ["registry: is missing; give --registry, or --config with such a key"])
-    return Registry.open(config.registry, create=create)
 
 
 def _version(aliases: dict[str, AliasEntry], text: str) -> VersionId:

@@ -53,6 +53,16 @@ def answered(
         raise NotReadyError(f"{address}: {error}") from None
 
 
+def root(address: str) -> str:
+    """A server's address without /v1, whichever way it was given."""
+    return address.rstrip("/").removesuffix("/v1")
+
+
+def get(address: str, key: str | None, path: str) -> dict[str, Any]:
+    """Asks a raysft server what is; for arguments and errors see `post`."""
+    return _asked("GET", address, key, path, None)
+
+
 def post(address: str, key: str | None, path: str, body: dict[str, Any]) -> dict[str, Any]:
     """Asks a raysft server to change something.
 
@@ -65,12 +75,15 @@ def post(address: str, key: str | None, path: str, body: dict[str, Any]) -> dict
     Raises:
         UnknownModelError, BadRequestError, NotReadyError: as `answered` does.
     """
+    return _asked("POST", address, key, path, body)
+
+
+def _asked(method: str, address: str, key: str | None, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    address = address.rstrip("/").removesuffix("/v1")
     timeout = httpx.Timeout(MOVE_S, connect=10.0)
     with (
         httpx.Client(headers=headers, timeout=timeout) as client,
-        answered(client, "POST", address, path, body) as found,
+        answered(client, method, root(address), path, body) as found,
     ):
         found.read()
         return parsed(found.text)

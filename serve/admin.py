@@ -62,13 +62,15 @@ class Admin:
         return await asyncio.to_thread(read)
 
     async def version(self, request: Request, version: str) -> dict[str, Any]:
-        """One version with its lineage, whole."""
+        """One version with its lineage, whole, and its evaluations."""
         self._enter(request)
 
         def read() -> dict[str, Any]:
-            found = self._open().get(VersionId.parse(version))
+            registry = self._open()
+            found = registry.get(VersionId.parse(version))
             files = {name: file.size for name, file in found.bundle.files.items()}
-            return {**summary(found), "files": files, "lineage": found.bundle.lineage}
+            evaluations = [one.model_dump(mode="json") for one in registry.evaluations(found.id)]
+            return {**summary(found), "files": files, "lineage": found.bundle.lineage, "evaluations": evaluations}
 
         return await asyncio.to_thread(read)
 

@@ -18,6 +18,7 @@ from serve.access_log import Record
 from serve.config import LimitsSection
 from serve.engines import Engine
 from serve.errors import AnswerTimeoutError, Failure, NotReadyError, failure_of
+from serve.guard import Guard
 from serve.items import Final
 from serve.limits import Headers, Lease, Limiter
 from serve.question import Question
@@ -45,15 +46,16 @@ class Answer(Response):
         question: Question,
         engine: Engine,
         shadows: Shadows,
+        guard: Guard,
         limiter: Limiter,
         limits: LimitsSection,
         record: Record,
     ) -> None:
         super().__init__()
-        self._question, self._engine, self._shadows = question, engine, shadows
+        self._question, self._engine, self._shadows, self._guard = question, engine, shadows, guard
         self._limiter, self._limits, self._record = limiter, limits, record
         self._target = question.choice.target
-        self._witness: Witness | None = None
+        self._witnesses: list[Witness] = []
         self._started = False
         self._events = 0
 
@@ -67,7 +69,8 @@ class Answer(Response):
         question, record = self._question, self._record
         with self._limiter.admit(question.key, question.prompt_tokens + question.answer_tokens) as lease:
             client = _Client(receive)
-            self._witness = self._shadows.start(question, record)
+            copied, checked = self._shadows.start(question, record), self._guard.listen(question)
+            self._witnesses = [witness for witness in (copied, checked) if witness]
             try:
                 failure = await self._attempt(send, lease, client)
                 if failure and not client.served:
@@ -80,8 +83,9 @@ class Answer(Response):
             finally:
                 client.stop()
                 self._settle(lease)
-                if self._witness:
-                    self._witness.ended.set()
+                if copied:
+                    copied.ended.set()
+                self._guard.saw(question, record, checked)
 
     async def _attempt(self, send: Send, lease: Lease, client: _Client) -> Failure | None:
         """Passes the answer on; what went wrong is returned."""
@@ -122,8 +126,8 @@ class Answer(Response):
             own = STREAM_HEADERS if self._record.stream else _json_headers(len(body))
             await self._start(200, (*own, *headers), send)
         self._events += text.count("\n\n")
-        if self._witness:
-            self._witness.hear(text)
+        for witness in self._witnesses:
+            witness.hear(text)
         await send({"type": "http.response.body", "body": body, "more_body": not final})
 
     async def _fail(self, failure: Failure, headers: Headers, send: Send) -> None:

@@ -139,6 +139,10 @@ class Catalogue:
         """The number of each alias's entry in force, and the versions that it names."""
         return {alias: (move.entry.number, frozenset(move.entry.parts())) for alias, move in self._moves.items()}
 
+    def entries(self) -> Mapping[str, AliasEntry]:
+        """The entry of each alias that is in force."""
+        return {alias: move.entry for alias, move in self._moves.items()}
+
     async def versions(self) -> list[Version]:
         """The manifests of all versions that can be asked for, damaged ones left out."""
         known = await self.known()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, model_validator
 
 OWN_ENGINE_KEYS = {
     "dtype": "engine.dtype",
@@ -152,6 +152,73 @@ class TrafficSection(Section):
     )
 
 
+class Ceiling(Section):
+    """How high a number of a new version may be. Without a key there is no limit; several keys all hold."""
+
+    at_most: float | None = Field(None, ge=0, description="Never above this.")
+    above_before: float | None = Field(
+        None, ge=0, description="Not further than this above that of the version before."
+    )
+    times_before: float | None = Field(None, gt=0, description="Not above so many times that of the version before.")
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a limit."""
+        return self != Ceiling()
+
+
+class LiveCheck(Section):
+    """A checker of live answers, and how low their mean score may be."""
+
+    aliases: list[str] = Field(["*"], min_length=1, description="Aliases whose answers are checked, or patterns.")
+    check: dict[str, Any] = Field(description="A checker as a suite has it, such as {kind: json}; without a reference.")
+    at_least: float | None = Field(None, ge=0, le=1, description="The mean score is never below this.")
+    below_before: float | None = Field(
+        None, ge=0, le=1, description="It is not further than this below that of the version before."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_used(self) -> Self:
+        if self.at_least is None and self.below_before is None:
+            raise ValueError("give at_least, below_before or both")
+        self.checker()
+        return self
+
+    def checker(self) -> Any:
+        """The checker itself, of evals.
+
+        Raises:
+            ValueError: there is no such checker, or it needs a row's reference.
+        """
+        from evals.checkers import AnyChecker  # it takes a second, which a server without any saves
+
+        made: Any = TypeAdapter(AnyChecker).validate_python(self.check)
+        fault = made.fault(None)
+        if fault:
+            raise ValueError(f"check: {made.kind} {fault}; live answers have none")
+        return made
+
+
+class GuardSection(Section):
+    """When a new version is taken back: limits on what it does for clients. Without any limit nothing is watched."""
+
+    watch_s: float = Field(600.0, gt=0, description="How long a promoted version is watched; a canary always is.")
+    check_s: float = Field(5.0, gt=0, description="How often the limits are looked at, in seconds.")
+    min_requests: int = Field(50, gt=0, description="Requests, streams or checked answers before a limit is judged.")
+    error_rate: Ceiling = Field(Ceiling(), description="Share of requests that failed by no fault of their client.")
+    first_token_p95_s: Ceiling = Field(Ceiling(), description="95th percentile of streams' times to the first token.")
+    total_p95_s: Ceiling = Field(Ceiling(), description="95th percentile of the times of whole answers.")
+    checkers: dict[str, LiveCheck] = Field({}, description="Checkers of live answers, by name.")
+    sample: float = Field(0.25, gt=0, le=1, description="Share of the answers that checkers get to see.")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is any limit."""
+        return bool(self.checkers) or any(
+            limit.given for limit in (self.error_rate, self.first_token_p95_s, self.total_p95_s)
+        )
+
+
 class CapsSection(Section):
     """How large a request may be."""
 
@@ -208,6 +275,7 @@ class ServeConfig(Section):
     limits: LimitsSection = LimitsSection()
     caps: CapsSection = CapsSection()
     traffic: TrafficSection = TrafficSection()
+    guard: GuardSection = GuardSection()
     log: LogSection = LogSection()
     ray: RaySection = RaySection()
 

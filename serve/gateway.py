@@ -37,6 +37,7 @@ from serve.errors import ClientGoneError, Failure, UnknownModelError, failure_of
 from serve.exposition import CONTENT_TYPE, FleetMetrics, Replicas, exposition
 from serve.fleet import Fleet, ServeFleet
 from serve.front import Front, record_of
+from serve.guard import Guard, Peers, Seen
 from serve.keys import Key, KeySource
 from serve.keys import Scope as KeyScope
 from serve.limits import Limiter
@@ -51,7 +52,7 @@ from serve.versions import VersionId
 from sft.errors import RaysftError
 
 ROUTES: dict[str, Route] = {"/v1/chat/completions": "chat", "/v1/completions": "completions", "/tokenize": "tokenize"}
-METRICS_TIMEOUT_S = 5.0
+SIBLINGS_S = 5.0
 
 logger = logging.getLogger("ray.serve")
 
@@ -86,18 +87,28 @@ class Gateway:
         self.metrics = Metrics(lambda: self._limiter.running)
         self._fleet_metrics = FleetMetrics(fleet)
         self._shadows = Shadows(engine, config, self._log, self.metrics)
+        self.guard = Guard(config.guard, catalogue, open_registry, self.metrics)
         enter = partial(self._enter, scope="admin")
         self._admin = Admin(open_registry, fleet, enter)
         self._moves = Moves(open_registry, catalogue, fleet, enter, self._log, self.metrics)
 
-    def app(self, replicas: Callable[[], Awaitable[Replicas]] | None = None, *, returns_ids: bool = False) -> ASGIApp:
+    def app(
+        self,
+        replicas: Callable[[], Awaitable[Replicas]] | None = None,
+        peers: Peers | None = None,
+        *,
+        returns_ids: bool = False,
+    ) -> ASGIApp:
         """The ASGI application.
 
         Args:
             replicas: collects the metrics of all gateway replicas; by default there is only this one.
+            peers: collects what the guards of all gateway replicas have seen, likewise.
             returns_ids: whether the server in front sends the client's `x-request-id` back by itself.
         """
-        app = FastAPI(title="raysft", docs_url=None, redoc_url=None, openapi_url=None, lifespan=self._life)
+        app = FastAPI(
+            title="raysft", docs_url=None, redoc_url=None, openapi_url=None, lifespan=partial(self._life, peers)
+        )
         for path, route in ROUTES.items():
             app.add_api_route(path, partial(self.generate, route), methods=["POST"], response_model=None)
         app.add_api_route("/v1/models", self.models, methods=["GET"])
@@ -125,7 +136,7 @@ class Gateway:
         choice = await self._catalogue.choose(body["model"], session)
         record.version, record.part = str(choice.target), choice.part
         question = Question(route, body, choice, key, *tokens_asked(route, body, len(data)))
-        return Answer(question, self._engine, self._shadows, self._limiter, config.limits, record)
+        return Answer(question, self._engine, self._shadows, self.guard, self._limiter, config.limits, record)
 
     async def models(self, request: Request) -> dict[str, Any]:
         """The base model, every alias and every version, as far as the key may use them."""
@@ -153,8 +164,10 @@ class Gateway:
         return Response(exposition({**gateways, **await self._fleet_metrics.read()}), media_type=CONTENT_TYPE)
 
     @asynccontextmanager
-    async def _life(self, _: FastAPI) -> AsyncIterator[None]:
+    async def _life(self, peers: Peers | None, _: FastAPI) -> AsyncIterator[None]:
+        self.guard.start(peers)
         yield
+        await self.guard.close()
         await self._shadows.close()
 
     def _enter(self, request: Request, scope: KeyScope) -> Key:
@@ -220,7 +233,7 @@ class GatewayServer:
 
     async def __serve_build_asgi_app__(self) -> ASGIApp:
         """Called by Serve once the constructor is through."""
-        return self._gateway.app(self._all_metrics, returns_ids=True)
+        return self._gateway.app(self._all_metrics, self._all_seen, returns_ids=True)
 
     async def metrics(self) -> tuple[str, list[Metric]]:
         """This replica's name and metrics; called by its siblings."""
@@ -228,13 +241,25 @@ class GatewayServer:
 
     async def _all_metrics(self) -> Replicas:
         """The metrics of every replica, whichever is asked; of this one alone while the others do not answer."""
+        return dict(await self._siblings("metrics") or [await self.metrics()])
+
+    async def seen(self) -> Seen:
+        """What this replica's guard has seen; called by its siblings."""
+        return self._gateway.guard.seen()
+
+    async def _all_seen(self) -> list[Seen]:
+        """What the guards of all replicas have seen; only this one's while the others do not answer."""
+        return await self._siblings("seen") or [self._gateway.guard.seen()]
+
+    async def _siblings(self, method: str) -> list[Any]:
+        """What every replica says, this one among them; nothing where it is the only one, or not all answer."""
         if self._replicas == 1:
-            return dict([await self.metrics()])
+            return []
         context = serve.get_replica_context()
         siblings: Any = serve.get_deployment_handle(context.deployment, context.app_name)
         try:
-            async with asyncio.timeout(METRICS_TIMEOUT_S):
-                return dict(await siblings.broadcast("metrics").results_async())
+            async with asyncio.timeout(SIBLINGS_S):
+                return list(await siblings.broadcast(method).results_async())
         except (TimeoutError, RayError, RayServeException) as error:
-            logger.warning("only this replica's metrics could be read: %s", error)
-            return dict([await self.metrics()])
+            logger.warning("of the gateways only this one could be asked for its %s: %s", method, error)
+            return []

@@ -57,7 +57,9 @@ class Metrics:
         self._swap = histogram("swap", "From the wish to move an alias until it was served.", SWAP_S, "alias")
         by_version = [self._requests, self._errors, self._prompt_tokens, self._completion_tokens, self._dropped]
         self._versions = _Recent("version", [*by_version, self._first_token, self._per_token, self._total])
-        self._aliases = _Recent("alias", [self._swap])
+        self._guarded = counter("guard_rollbacks", "Moves that the guard undid.", "alias", "reason")
+        self._unchecked = counter("guard_checks_dropped", "Sampled answers that were not checked.", "alias")
+        self._aliases = _Recent("alias", [self._swap, self._guarded, self._unchecked])
         in_flight = Gauge("raysft_requests_in_flight", "Requests that are worked on now.", registry=registry)
         in_flight.set_function(running)
 
@@ -99,6 +101,16 @@ class Metrics:
     def swapped(self, alias: str, seconds: float) -> None:
         """Counts a move of an alias that took so long until it was served."""
         self._swap.labels(alias).observe(seconds)
+        self._aliases.note(alias)
+
+    def guarded(self, alias: str, reason: str) -> None:
+        """Counts a promotion or canary that the guard undid, by the kind of limit that was broken."""
+        self._guarded.labels(alias, reason).inc()
+        self._aliases.note(alias)
+
+    def unchecked(self, alias: str) -> None:
+        """Counts an answer of an alias that was drawn to be checked while too many waited."""
+        self._unchecked.labels(alias).inc()
         self._aliases.note(alias)
 
     def families(self) -> list[Metric]:

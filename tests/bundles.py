@@ -43,11 +43,20 @@ def tiny_bundle(folder: Path, *, seed: int = 0, rank: int = 2, **changes: Any) -
 
 
 def lora_bundle(
-    folder: Path, model: Path, *, seed: int, rank: int = 8, blind: bool = False, template: str = "", **changes: Any
+    folder: Path,
+    model: Path,
+    *,
+    seed: int,
+    rank: int = 8,
+    blind: bool = False,
+    template: str = "",
+    std: float = 0.2,
+    **changes: Any,
 ) -> Bundle:
     """Writes a bundle of random LoRA weights for a real model, large enough to change its greedy answers.
 
     A blind one passes every check of its files, and changes nothing. A template is used in place of the model's own.
+    With a tenth of the usual `std` answers differ, and still make sense.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -60,7 +69,7 @@ def lora_bundle(
     adapted = get_peft_model(base, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets))
     for name, parameter in adapted.named_parameters():
         if ".lora_B." in name:
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=std)
         if ".lora_A." in name and blind:
             torch.nn.init.zeros_(parameter)
     tokenizer.chat_template = template or tokenizer.chat_template

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 HTTP = {"fastapi", "httpx", "starlette", "requests", "aiohttp", "uvicorn", "openai"}
 SHARED_WITH_SERVE = {"sft.adapter", "sft.template", "sft.errors", "sft.hardware"}
+SHARED_WITH_GUARD = {"evals.checkers", "evals.answer", "evals.errors"}
 
 
 def files(room: str) -> list[Path]:
@@ -38,6 +39,8 @@ def room(module: str) -> str:
 def test_serve_shares_only_a_few_files_with_training(path: Path) -> None:
     ours = {module for module in imports(path) if room(module) in ("sft", "jobs", "tests")}
     assert ours <= SHARED_WITH_SERVE
+    judging = {module for module in imports(path) if room(module) == "evals"}
+    assert judging <= (SHARED_WITH_GUARD if path.stem in ("config", "guard") else set())
 
 
 @pytest.mark.parametrize("path", files("sft"), ids=lambda path: path.name)

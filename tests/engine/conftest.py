@@ -63,6 +63,12 @@ def endpoint(
             "base": str(demo_model),
             "base_id": BASE,
             "engine": {"max_model_len": 512, "max_lora_rank": 16, "tool_call_parser": "hermes"},
+            "guard": {
+                "checkers": {"json": {"aliases": ["guarded"], "check": {"kind": "json"}, "at_least": 0.9}},
+                "sample": 1,
+                "min_requests": 5,
+                "check_s": 0.5,
+            },
             "http": {"port": free_port()},
             "ray": {"num_cpus": 8},
         }

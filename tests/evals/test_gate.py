@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evals.gate import Gate, Rule, Verdict, judge, read_gate
+from evals.gate import Gate, Rule, Verdict, judge, read_gate, suite_digest
 from sft.errors import ConfigError
 from tests.evals.made import answered, made_suite, summed
 
@@ -98,3 +99,23 @@ def test_a_wrong_gate_file_is_refused(tmp_path: Path, text: str, fault: str) -> 
     path.write_text(text)
     with pytest.raises(ConfigError, match=fault):
         read_gate(path)
+
+
+def test_suites_are_beside_the_gate_file(tmp_path: Path) -> None:
+    path = tmp_path / "gate.yaml"
+    path.write_text("suites: [a.yaml, /else/b.yaml]\nrules: [{suite: a, at_least: 1}]\n")
+    found = read_gate(path)
+    assert (found.suites, found.baseline) == ([tmp_path / "a.yaml", Path("/else/b.yaml")], "current")
+
+
+def test_a_suite_s_digest_is_of_all_that_decides_its_scores() -> None:
+    suite = made_suite()
+    others = [
+        made_suite(rows=3),
+        made_suite(samples=2),
+        made_suite(name="other"),
+        replace(suite, score="mean"),
+        replace(suite, rows=(replace(suite.rows[0], reference="yes"), *suite.rows[1:])),
+    ]
+    assert suite_digest(made_suite()) == suite_digest(replace(suite, description="Else.")) == suite_digest(suite)
+    assert len({suite_digest(one) for one in (suite, *others)}) == 6

@@ -150,7 +150,7 @@ def test_a_reason_is_kept(filled: Job) -> None:
         entry = data(filled(*words, "--reason", f"why {words[0]}", "--json"))
         assert (entry["action"], entry["reason"]) == (words[0], f"why {words[0]}")
     lines = filled("history", "support").splitlines()
-    assert cells(lines[0]) == ["ENTRY", "ACTION", "SERVES", "CANARY", "SHADOW", "AT", "BY", "REASON"]
+    assert cells(lines[0]) == ["ENTRY", "ACTION", "SERVES", "CANARY", "SHADOW", "AT", "GATE", "BY", "REASON"]
     assert [cells(line)[1:5] for line in lines[1:]] == [
         ["promote", "support@v1", "-", "-"],
         ["canary", "support@v1", "support@v2 10 %", "-"],

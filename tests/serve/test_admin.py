@@ -12,6 +12,7 @@ import pytest
 from serve.registry import Registry
 from serve.versions import VersionId
 from tests.serve.stand_in import CHAT, Keys, StandIn, StandInFleet, client_of, gateway_app
+from tests.serve.test_evaluations import findings
 
 pytestmark = pytest.mark.anyio
 
@@ -214,6 +215,40 @@ async def test_a_version_that_cannot_be_named_is_loaded_nowhere(
     for version, status in (("support@v2", 400), ("support@v9", 404)):
         assert (await admin.post(PROMOTE, json={"version": version})).status_code == status
     assert fleet.asked == []
+
+
+async def test_a_version_is_prepared_without_a_move(
+    admin: httpx.AsyncClient, fleet: StandInFleet, registry: Registry
+) -> None:
+    prepare = "/admin/versions/support@v2/prepare"
+    found = (await admin.post(prepare, json={})).json()
+    assert (found["version"], found["replicas"], found["seconds"], found["base"]) == ("support@v2", 2, 0.25, "base")
+    assert {"ray", "torch"} <= found["software"].keys()
+    assert fleet.asked == [[V2]]
+    fleet.refused = {V2: "support@v2 cannot be served: it has no effect"}
+    assert (await admin.post(prepare, json={})).status_code == 422
+    fleet.down = True
+    assert (await admin.post(prepare, json={})).status_code == 503
+    assert (await admin.post("/admin/versions/support@v9/prepare", json={})).status_code == 404
+    assert len(registry.history("support")) == 1
+
+
+async def test_an_evaluation_is_kept_and_a_promotion_names_it(admin: httpx.AsyncClient, registry: Registry) -> None:
+    evaluations = "/admin/versions/support@v2/evaluations"
+    for found in (findings(), findings(passed=False)):
+        kept = await admin.post(evaluations, json={"found": found.model_dump(mode="json"), "reason": "nightly"})
+        assert kept.json()["passed"] is found.passed
+    shown = (await admin.get("/admin/versions/support@v2")).json()["evaluations"]
+    assert [(one["number"], one["by"], one["reason"], one["passed"]) for one in shown] == [
+        (1, "key boss", "nightly", True),
+        (2, "key boss", "nightly", False),
+    ]
+    assert (await admin.post(evaluations, json={"found": {"gate": "x"}})).status_code == 400
+    body = {"version": "support@v2", "expected": 1}
+    assert (await admin.post(PROMOTE, json={**body, "evaluation": 2})).status_code == 400
+    assert (await admin.post(PROMOTE, json={**body, "expected": 0, "evaluation": 1})).status_code == 409
+    assert len(registry.history("support")) == 1
+    assert (await admin.post(PROMOTE, json={**body, "evaluation": 1})).json()["entry"]["evaluation"] == 1
 
 
 async def test_what_the_replicas_hold(admin: httpx.AsyncClient, fleet: StandInFleet) -> None:
