@@ -14,10 +14,13 @@ from sft.config import RaySection
 from sft.section import Section
 
 SHIPPED_SEEDS = Path(__file__).parent / "seeds" / "tasks.jsonl"
-KEYWORDS = (
-    "image images picture pictures photo photos photograph photographs graph graphs chart charts diagram diagrams "
-    "flowchart flowcharts file files map maps draw sketch paint plot video videos audio music"
-).split()
+# fmt: off
+KEYWORDS = [
+    "image", "images", "picture", "pictures", "photo", "photos", "graph", "graphs", "diagram",
+    "diagrams", "flowchart", "flowcharts", "file", "files", "map", "maps", "draw", "plot", "video",
+    "videos", "audio", "music",
+]
+# fmt: on
 """What a model of text can neither be shown nor show."""
 RESERVED = frozenset(
     {"model", "messages", "prompt", "stream", "n", "temperature", "top_p", "max_tokens", "seed", "stop"}
@@ -124,7 +127,9 @@ class FiltersSection(Section):
     max_words: int = Field(150, gt=0, description="Most words of an instruction.")
     max_output_words: int = Field(1000, gt=0, description="Most words of an output.")
     keywords: list[str] = Field(KEYWORDS, description="Words that an instruction must not hold.")
-    language: str | None = Field(None, description="Language of instructions, as en; null for any.")
+    language: str | None = Field(
+        None, description="Language of the rows, as en; null for any. An instruction in it is enough."
+    )
     checks: list[CheckSection] = Field([], description="Formats that outputs must have where they are asked for.")
 
     @field_validator("language")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 from generate.prompts import LEAKS, NONE
 
@@ -44,7 +45,7 @@ def read_instances(text: str, label_first: bool) -> list[tuple[str, str]]:
     ]
     order = ("output", "input") if label_first else ("input", "output")
     pairs = []
-    for (first, one), (second, other) in zip(fields, fields[1:], strict=False):
+    for (first, one), (second, other) in pairwise(fields):
         if (first, second) == order:
             given, output = (other, one) if label_first else (one, other)
             pairs.append(("" if given.casefold().rstrip(".") in EMPTY else given, output))

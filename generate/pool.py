@@ -79,7 +79,7 @@ class Pool:
         return draw.sample(kind, min(count, len(kind)))
 
     def parents(self, draw: Random, generations: int, count: int) -> list[Candidate]:
-        """Draws rows to evolve that were evolved less often than that, seed tasks among them; all differ if they can."""
+        """Draws rows that were evolved less often than that, and seed tasks; all of them differ if they can."""
         fit = [dataclasses.replace(task.rows()[0], id=task.id) for task in self.seeds]
         fit += [row for row in self.rows if len(row.parents) < generations]
         return [*draw.sample(fit, min(count, len(fit))), *draw.choices(fit, k=max(0, count - len(fit)))]

@@ -20,24 +20,25 @@ Continue the list with {count} new tasks, numbered from {first}.
 - One or two sentences a task, each task on one line. Where a task needs data, describe what will be given.
 Write only the numbered list."""
 
-IS_CLASSIFICATION = """A classification task is one whose right answer is one of a small, fixed set of labels. Say of the
-last task whether it is one. Answer yes or no.
+IS_CLASSIFICATION = """A classification task is one whose right answer is one of a small, fixed set of labels. Say of
+the last task whether it is one. Answer yes or no.
 
 {examples}
 
 Task: {task}
 Classification:"""
 
-INPUT_FIRST = """Give examples of a task: an input that someone may have, and the right output. A task that says all that
-is needed has the input "none" and one example only; of other tasks give up to {count} examples with different inputs.
+INPUT_FIRST = """Give examples of a task: an input that someone may have, and the right output. A task that says all
+that is needed has the input "none" and one example only.
+Of other tasks give up to {count} examples, each with another input.
 
 {examples}
 
 Task: {task}
 Write the examples in the same form, each beginning with "Input:", and nothing else."""
 
-OUTPUT_FIRST = """Give examples of a classification task: first a label, then an input that this label is right for. Give
-up to {count} examples, each with another label where the task has so many.
+OUTPUT_FIRST = """Give examples of a classification task: first a label, then an input that this label is right for.
+Give up to {count} examples, each with another label where the task has so many.
 
 {examples}
 
@@ -46,8 +47,9 @@ Write the examples in the same form, each beginning with "Label:", and nothing e
 
 EVOLVE = """Rewrite a task that someone gave to an assistant. {how}
 
-It must still be a task that a person can understand and an assistant can do with text alone. Change or add no more than
-20 words where that is enough. Keep any text or data that belongs to the task. Write only the new task, without a heading.
+It must still be a task that a person can understand and an assistant can do with text alone. Change or add no more
+than 20 words where that is enough. Keep any text or data that belongs to it.
+Write only the new task, without a heading.
 
 The task:
 {task}"""
@@ -57,7 +59,7 @@ DEPTH = {
     "deepen": "Ask for more depth and breadth on what it is about.",
     "concretise": "Replace general ideas in it by more specific ones.",
     "add_steps": "Make it one that needs several steps of reasoning, where a few would do now.",
-    "complicate_input": "Add data to it, as a table, code, a formula or a list, that the answer must be worked out from.",
+    "complicate_input": "Add data to it, as a table, code, a formula or a list, which the answer depends on.",
 }
 BREADTH = {
     "mutate": "Write, instead of it, a new task from the same field that is rarer, and about as long and as hard.",

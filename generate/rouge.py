@@ -1,4 +1,4 @@
-"""ROUGE-L between texts, and the search for texts above a threshold in a growing pool: exact, and not by comparing all."""
+"""ROUGE-L between texts, and the exact search for texts above a threshold in a growing pool, without comparing all."""
 
 from __future__ import annotations
 

@@ -39,9 +39,6 @@ def instruction_fault(text: str, filters: FiltersSection) -> Fault | None:
     found = next((word for word in filters.keywords if occurrences(text, word)), None)
     if found is not None:
         return Fault(Reason.KEYWORD, found)
-    spoken = language(text) if filters.language else None
-    if spoken is not None and spoken != filters.language:
-        return Fault(Reason.LANGUAGE, spoken)
     return None
 
 
@@ -59,6 +56,11 @@ def row_fault(row: Candidate, filters: FiltersSection) -> Fault | None:
     count = len(output.split())
     if count > filters.max_output_words:
         return Fault(Reason.OUTPUT_TOO_LONG, f"{count} words")
+    if filters.language:
+        # A short instruction may look like another language by a word or two, and a translation ends in one.
+        spoken = [language(row.instruction), language(f"{row.prompt}\n{row.output}")]
+        if all(one not in (None, filters.language) for one in spoken):
+            return Fault(Reason.LANGUAGE, str(spoken[-1]))
     return next(filter(None, (_format_fault(row, check) for check in filters.checks)), None)
 
 
