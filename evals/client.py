@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from typing import Any, Literal
 
 import httpx
@@ -82,6 +84,7 @@ class Client:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=None,  # each try has one limit for all of it
             limits=httpx.Limits(max_connections=None),
+            verify=_certificates(),
             transport=transport,
         )
 
@@ -164,6 +167,12 @@ class Client:
             again = status in AGAIN or status >= 500
             raise Failure(f"http_{status}", _message(response), again, _patience(response))
         return _read(request.record, response)
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Those of the machine: reading them takes longer than many a request, so a process does it once."""
+    return httpx.create_ssl_context()
 
 
 def _read(record: Record, response: httpx.Response) -> Record:

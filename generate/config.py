@@ -127,9 +127,7 @@ class FiltersSection(Section):
     max_words: int = Field(150, gt=0, description="Most words of an instruction.")
     max_output_words: int = Field(1000, gt=0, description="Most words of an output.")
     keywords: list[str] = Field(KEYWORDS, description="Words that an instruction must not hold.")
-    language: str | None = Field(
-        None, description="Language of the rows, as en; null for any. An instruction in it is enough."
-    )
+    language: str | None = Field(None, description="Language that instruction or row must be in, as en; null for any.")
     checks: list[CheckSection] = Field([], description="Formats that outputs must have where they are asked for.")
 
     @field_validator("language")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
-from sft.minhash import Signatures, bands, signatures, similarity
+from generate.candidate import Candidate
+from sft.minhash import SLOTS, Signatures, bands, signatures, similarity
 from sft.shingles import plain
 
 
@@ -20,17 +22,17 @@ class NearIndex:
         self._rows: list[Signatures] = []
         self._by_band: dict[tuple[int, bytes], list[int]] = defaultdict(list)
 
-    def add(self, id: str, prompt: str, answer: str) -> None:
-        """Takes a row in."""
-        signed = _sign(prompt, answer)
-        for band in self._cut(signed[0]):
-            self._by_band[band].append(len(self._ids))
-        self._ids.append(id)
-        self._rows.append(signed)
+    def add(self, rows: Sequence[Candidate]) -> None:
+        """Takes rows in."""
+        for row, signed in zip(rows, _sign(rows), strict=True):
+            for band in self._cut(signed[0]):
+                self._by_band[band].append(len(self._ids))
+            self._ids.append(row.id)
+            self._rows.append(signed)
 
-    def nearest(self, prompt: str, answer: str) -> str | None:
+    def nearest(self, row: Candidate) -> str | None:
         """The id of the first row that this one nearly repeats; None where there is none."""
-        whole, answered = _sign(prompt, answer)
+        whole, answered = _sign([row])[0]
         places = sorted({place for band in self._cut(whole) for place in self._by_band.get(band, ())})
         if not places:
             return None
@@ -44,7 +46,7 @@ class NearIndex:
         return [(band, signature[band * size : (band + 1) * size].tobytes()) for band in range(self._bands)]
 
 
-def _sign(prompt: str, answer: str) -> Signatures:
-    """Signatures of the whole row and of its answer, of shape (2, slots)."""
-    answered = plain(answer)
-    return signatures([f"{plain(prompt)} {answered}", answered])
+def _sign(rows: Sequence[Candidate]) -> Signatures:
+    """Signatures of the whole rows and of their answers, of shape (rows, 2, slots)."""
+    texts = [form for row in rows for form in (plain(f"{row.prompt} {row.output}"), plain(row.output))]
+    return signatures(texts).reshape(len(rows), 2, SLOTS)

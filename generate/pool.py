@@ -28,8 +28,7 @@ class Pool:
         for task in seeds:
             self._instructions[plain(task.instruction)] = task.id
             self._rouge.add(task.id, task.instruction)
-            for row in task.rows():
-                self._near.add(row.id, row.prompt, row.output)
+        self._near.add([row for task in seeds for row in task.rows()])
 
     def claim(self, id: str, instruction: str, family: Collection[str] = ()) -> Fault | None:
         """Takes an instruction in, or says why not. It stays taken whatever becomes of its row.
@@ -57,10 +56,10 @@ class Pool:
         fault = row_fault(row, self._filters)
         if fault:
             return fault
-        near = self._near.nearest(row.prompt, row.output)
+        near = self._near.nearest(row)
         if near is not None:
             return Fault(Reason.NEAR_DUPLICATE, near)
-        self._near.add(row.id, row.prompt, row.output)
+        self._near.add([row])
         self.rows.append(row)
         return None
 

@@ -37,7 +37,7 @@ MODES: Mapping[str, Callable[[Round], list[Outcome]]] = {
 }
 BARREN_ROUNDS = 5
 """After so many rounds in a row without a row kept, the teacher has no more to give."""
-FREE = {
+FREE: dict[str, Any] = {
     "output": True,
     "seeds": True,
     "target": True,
@@ -104,6 +104,7 @@ def _rounds(
             tally.add(outcome)
         write(outcomes)
         if len(pool.rows) == config.target:
+            teacher.settle()
             return ""
         barren = barren + 1 if len(pool.rows) == before else 0
         if barren == BARREN_ROUNDS:

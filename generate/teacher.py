@@ -53,13 +53,14 @@ class Teacher:
     ) -> None:
         self._model, self._extra, self._asks, self._heard = model, extra, asks, heard
         self._records, self._file = records, file
+        self._unsure: list[Record] = []
         self.asked = Asked()
 
     def ask(self, number: int, stage: str, questions: Sequence[Question]) -> list[Reply]:
         """Asks the questions of one stage of a round.
 
-        A request that failed for good is one reply without an answer, also in a later run. Only where the teacher was
-        dead its failures are forgotten, and the next run asks again.
+        A request that failed for good is one reply without an answer, also in a later run. Only failures after which
+        nothing but failures came are forgotten where the teacher is taken for dead: the next run asks again.
 
         Returns:
             A reply for each question, in their order.
@@ -85,32 +86,30 @@ class Teacher:
         record = self._records.get(request.record.key)
         return record if record is not None and record.request == request.record.request else None
 
+    def settle(self) -> None:
+        """Writes down the last failures: what was made without those answers stands."""
+        for record in self._unsure:
+            write_record(self._file, record)
+        self._unsure.clear()
+
     def _ask(self, stage: str, requests: Sequence[Request]) -> None:
-        failed: list[Record] = []
-        ended = in_a_row = 0
+        ended = 0
         for record in self._asks(requests):
             ended += 1
-            in_a_row = in_a_row + 1 if is_outage(record.failure) else 0
-            if record.failure:
-                failed.append(record)
-            else:
-                self._keep(record)
-            if in_a_row >= FAILED_IN_A_ROW:
+            self._records[record.key] = record
+            self._unsure.append(record)
+            if not is_outage(record.failure):
+                self.settle()
+            if len(self._unsure) >= FAILED_IN_A_ROW:
                 break
             self._heard(stage, ended, len(requests))
-        if ended < len(requests) or in_a_row >= FAILED_IN_A_ROW:
-            last = failed[-1] if failed else None
-            why = f"{last.failure}: {last.detail}" if last else "it gave no record"
+        if ended < len(requests) or len(self._unsure) >= FAILED_IN_A_ROW:
+            last = self._unsure[-1] if self._unsure else None
+            why = f", the last time with {last.failure}: {last.detail}" if last else ""
             raise TeacherError(
-                f"the teacher failed {FAILED_IN_A_ROW} times in a row, the last time with {why}. Its answers are kept: "
-                "give the same command again when it is back"
+                f"the teacher failed {FAILED_IN_A_ROW} times in a row{why}. Its answers are kept: give the same "
+                "command again when it is back"
             )
-        for record in failed:
-            self._keep(record)
-
-    def _keep(self, record: Record) -> None:
-        self._records[record.key] = record
-        write_record(self._file, record)
 
     def _count(self, records: Sequence[Record], from_record: int) -> None:
         asked = self.asked
