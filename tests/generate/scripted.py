@@ -77,5 +77,5 @@ def completion(text: str, finish: str) -> tuple[int, dict[str, str], str]:
 def made_config(folder: Path, url: str = "http://127.0.0.1:9/v1", **changes: Any) -> GenerateConfig:
     """A small generation that asks from this process."""
     teacher = {"url": url, "model": "teacher", "workers": 0, **changes.pop("teacher", {})}
-    values = {"output": folder, "target": 25, "requests_per_round": 4, "teacher": teacher, **changes}
+    values = {"output": folder, "target": 12, "requests_per_round": 6, "teacher": teacher, **changes}
     return GenerateConfig.model_validate(values)
