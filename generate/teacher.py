@@ -93,9 +93,7 @@ class Teacher:
         self._unsure.clear()
 
     def _ask(self, stage: str, requests: Sequence[Request]) -> None:
-        ended = 0
-        for record in self._asks(requests):
-            ended += 1
+        for ended, record in enumerate(self._asks(requests), 1):
             self._records[record.key] = record
             self._unsure.append(record)
             if not is_outage(record.failure):
@@ -103,7 +101,7 @@ class Teacher:
             if len(self._unsure) >= FAILED_IN_A_ROW:
                 break
             self._heard(stage, ended, len(requests))
-        if ended < len(requests) or len(self._unsure) >= FAILED_IN_A_ROW:
+        if len(self._unsure) >= FAILED_IN_A_ROW or not all(map(self._answered, requests)):
             last = self._unsure[-1] if self._unsure else None
             why = f", the last time with {last.failure}: {last.detail}" if last else ""
             raise TeacherError(

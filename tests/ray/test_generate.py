@@ -16,9 +16,7 @@ from tests.ray.test_trainer import config
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
 
-def test_ray_makes_the_rows_that_one_process_makes_and_training_takes_them(
-    cluster: str, tmp_path: Path, tiny_model: Path
-) -> None:
+def test_ray_makes_the_rows_that_one_process_makes(cluster: str, tmp_path: Path) -> None:
     assert cluster
     with served(Endpoint(reply)) as endpoint:
         teacher = {"url": endpoint.url, "workers": 2, "concurrency": 4}
@@ -30,11 +28,16 @@ def test_ray_makes_the_rows_that_one_process_makes_and_training_takes_them(
     generate(alone, None, lambda _: None, Scripted())
     assert files(made.output) == files(alone.output)
 
-    sources = [{"path": str(made.output / "rows.jsonl")}]
+
+@pytest.mark.long
+def test_a_model_is_trained_on_generated_rows(cluster: str, tmp_path: Path, tiny_model: Path) -> None:
+    assert cluster
+    made = made_config(tmp_path / "made")
+    assert generate(made, None, lambda _: None, Scripted()).complete
     training = config(
         tmp_path,
         tiny_model,
-        data={"sources": sources},
+        data={"sources": [{"path": str(made.output / "rows.jsonl")}]},
         train={"max_steps": 2, "global_batch_size": 4, "learning_rate": 1e-2},
         scaling={"num_workers": 1},
         checkpoint={"num_to_keep": 1},
