@@ -103,11 +103,11 @@ def test_written_and_generated_tasks_are_in_context(tmp_path: Path) -> None:
     kept = [Candidate(f"k{n}", "x", f"Kept{n} task{n} about{n} nothing{n}", "", f"Answer{n} to it.") for n in range(3)]
     replies: Replies = {"tasks": ["no"] * 4, "kinds": [], "instances": []}
     for rows, generated in ((kept, 2), (kept[:1], 1), ([], 0)):
-        _, asked = run(self_instruct, made_config(tmp_path), replies, rows)
+        _, asked = run(self_instruct, made_config(tmp_path, requests_per_round=4), replies, rows)
         for question in asked["tasks"]:
             assert prompt(question).count(". Kept") == generated
             assert prompt(question).count(". Seed") == 8 - generated
-    alpaca = made_config(tmp_path, self_instruct={"written": 3, "generated": 0, "tasks": 20})
+    alpaca = made_config(tmp_path, requests_per_round=4, self_instruct={"written": 3, "generated": 0, "tasks": 20})
     _, asked = run(self_instruct, alpaca, replies, kept)
     assert "with 20 new tasks, numbered from 4." in prompt(asked["tasks"][0])
 
@@ -201,7 +201,9 @@ def test_an_evolved_row_may_be_like_its_ancestors_alone_and_is_evolved_no_furthe
 
 
 def test_magpie(tmp_path: Path) -> None:
-    config = made_config(tmp_path, mode="magpie", magpie={"prefix": PREFIX, "stop": ["<|im_end|>"]})
+    config = made_config(
+        tmp_path, mode="magpie", requests_per_round=4, magpie={"prefix": PREFIX, "stop": ["<|im_end|>"]}
+    )
     outcomes, asked = run(
         magpie,
         config,
