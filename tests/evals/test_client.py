@@ -136,6 +136,38 @@ def test_so_many_at_once_and_no_more() -> None:
     assert 2 <= endpoint.most_at_once <= 4
 
 
+def test_no_more_requests_a_minute_than_allowed() -> None:
+    requests = [Request(Record("s", "m", row, 0, "f"), {"messages": [{"content": row}]}) for row in "abcd"]
+
+    async def run(url: str) -> list[Record]:
+        client = Client(url, None, timeout_s=5, tries=1, per_minute=1200)
+        try:
+            return [record async for record in client.ask_all(requests, 4)]
+        finally:
+            await client.close()
+
+    with served(Endpoint(lambda *_: "fine")) as endpoint:
+        begun = time.monotonic()
+        assert len(asyncio.run(run(endpoint.url))) == 4
+    assert time.monotonic() - begun >= 3 * 0.05
+
+
+def test_a_text_is_continued() -> None:
+    body = '{"choices": [{"text": " you?", "finish_reason": "length"}], "usage": {"prompt_tokens": 3}}'
+
+    async def run(url: str) -> Record:
+        client = Client(url, None, timeout_s=5, tries=1)
+        try:
+            return await client.ask(Request(Record("s", "m", "r", 0, "f"), {"prompt": "How are"}, "completions"))
+        finally:
+            await client.close()
+
+    with served(Endpoint(lambda *_: (200, {}, body))) as endpoint:
+        record = asyncio.run(run(endpoint.url))
+    assert (record.text, record.finish_reason, record.prompt_tokens) == (" you?", "length", 3)
+    assert endpoint.asked == [{"model": "m", "prompt": "How are"}]
+
+
 def test_a_dead_endpoint_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "FAILED_IN_A_ROW", 4)
     with served(Endpoint(lambda *_: (500, {}, ""))) as endpoint:

@@ -6,12 +6,18 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from generate.config import GenerateConfig
 from jobs.demo import DemoConfig
 from serve.config import ServeConfig
 from sft.config import TrainConfig, read_config
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
-MODELS: dict[str, type[BaseModel]] = {"train.yaml": TrainConfig, "serve.yaml": ServeConfig, "demo.yaml": DemoConfig}
+MODELS: dict[str, type[BaseModel]] = {
+    "train.yaml": TrainConfig,
+    "serve.yaml": ServeConfig,
+    "demo.yaml": DemoConfig,
+    "generate.yaml": GenerateConfig,
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
