@@ -69,7 +69,7 @@ def run(job: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         code = INTERRUPTED
     sys.stdout.flush()
     sys.exit(code)

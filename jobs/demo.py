@@ -25,10 +25,10 @@ from rich.text import Text
 
 from jobs import cli
 from jobs.demo_model import prepare_demo_model
+from jobs.publish import point, publish_once
 from serve.config import ServeConfig
 from serve.registry import Registry
 from serve.versions import Version
-from sft.adapter import verify_bundle
 from sft.config import TrainConfig, read_config
 from sft.errors import ConfigError, DataError, RaysftError
 from sft.section import Section
@@ -157,12 +157,8 @@ def publish(config: TrainConfig, bundle: Path) -> Version:
     if config.registry is None or config.alias is None:
         raise ConfigError("demo", ["the training config needs `registry` and `alias`"])
     registry = Registry.open(config.registry, create=True)
-    files = verify_bundle(bundle).files
-    same = [version for version in registry.versions(config.name) if version.bundle.files == files]
-    version = same[-1] if same else registry.publish(bundle, config.name)
-    current = registry.alias(config.alias)
-    if current is None or current.version != version.id:
-        registry.promote(config.alias, version.id, reason="demo")
+    version, _ = publish_once(registry, bundle, config.name)
+    point(registry, config.alias, version.id, reason="demo")
     return version
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from jobs import cli
+from jobs.publish import point, publish_once
 from jobs.registry_check import check_registry
 from serve.registry import Registry
 from sft.config import TrainConfig
@@ -37,11 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if config.registry is None:
         return 0
     registry = Registry.open(config.registry, create=True)
-    version = registry.publish(result.bundle, config.name)
-    say(f"published {version.id} to {config.registry}")
+    version, new = publish_once(registry, result.bundle, config.name)
+    say(f"published {version.id} to {config.registry}" if new else f"{version.id} in {config.registry} is this bundle")
     if config.alias is not None:
-        registry.promote(config.alias, version.id)
-        say(f"alias {config.alias} -> {version.id}")
+        moved = point(registry, config.alias, version.id)
+        say(f"alias {config.alias} {'->' if moved else 'is at'} {version.id}")
     return 0
 
 

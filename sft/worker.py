@@ -26,6 +26,7 @@ from sft.listener import Notice, Started
 from sft.loop import BadStep, LoopPlan, StepReport, run_loop
 from sft.mask import Example
 from sft.model import LossModel, ModelPlan, build_model, peft_config
+from sft.process_group import join_workers
 from sft.report import metrics_line
 from sft.rows import examples
 from sft.run import save_json
@@ -104,19 +105,17 @@ def train_worker(loop_config: dict[str, Any]) -> None:
     import ray.train
     import torch
     from ray.train.torch import get_device
+    from transformers.utils import logging as transformers_logging
 
     device = get_device()
     os.environ["DS_ACCELERATOR"] = device.type  # else DeepSpeed guesses, and says so
-    import deepspeed
-    from transformers.utils import logging as transformers_logging
-
     transformers_logging.disable_progress_bar()
     job: WorkerJob = loop_config["job"]
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
     if rank == 0:
         job.reports.put(Started(workers))
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
+    join_workers(device.type)
     torch.manual_seed(job.train.seed)
     model = build_model(job.model, device=device)
     engine = Engine(model, _engine_plan(job, workers), workers=workers, device=device)

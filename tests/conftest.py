@@ -4,6 +4,7 @@ import os
 import secrets
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from jobs.demo_model import prepare_demo_model
@@ -13,6 +14,10 @@ from tests.tiny import small_base, write_tiny_model
 # Ray reads its token once per process, so every cluster of a session must share one.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+# What else the machine does is no fault of an example.
+hypothesis.settings.register_profile("raysft", deadline=None)
+hypothesis.settings.load_profile("raysft")
 
 
 @pytest.fixture(scope="session")

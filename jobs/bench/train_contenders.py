@@ -321,12 +321,13 @@ def one_process(device: str) -> None:
     from tempfile import mkdtemp
 
     os.environ |= {"DS_ACCELERATOR": device, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    import deepspeed
     import torch.distributed as dist
+
+    from sft.process_group import join_workers
 
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, init_method=f"file://{mkdtemp()}/meeting", rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False)
+    join_workers(device)
 
 
 def _config(base: Path, folder: Path, cores: int, steps: int, every_steps: int | None = None) -> Any:

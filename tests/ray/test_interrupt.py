@@ -56,7 +56,7 @@ def test_ctrl_c_ends_with_a_clear_message_and_nothing_half_written(
     assert code == 130, errors.read_text()[-2000:]
     assert "the same command goes on from the last one" in lines[-2]
     assert lines[-1] == f"report in {tmp_path}/runs/stopped/report.html\n"
-    assert errors.read_text().splitlines()[-1] == "stopped by Ctrl-C"
+    assert errors.read_text().splitlines()[-1] == "stopped"
     run = tmp_path / "runs/stopped"
     assert not (run / "bundle").exists()
     whole = [path for path in run.glob("checkpoint-*") if (path / "manifest.json").exists()]

@@ -147,7 +147,7 @@ moves = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(moves)
 def test_rollbacks_are_an_undo_list(filled: Registry, moves: list[tuple[Any, ...]]) -> None:
     alias = f"alias-{secrets.token_hex(8)}"

@@ -134,7 +134,7 @@ async def test_who_stops_waiting_stops_nobody_else() -> None:
     assert engine.loaded == [V[0]]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 4))
 def test_no_order_of_things_takes_a_version_from_its_user(seed: int, limit: int) -> None:
     draw = random.Random(seed)

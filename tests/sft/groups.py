@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from sft.process_group import join_workers
 from tests.ports import free_port
 from tests.sft import cuts, steps
 
@@ -21,9 +22,7 @@ def work(rank: int, workers: int, port: int, folder: Path, choice: str) -> None:
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(workers), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
-    import deepspeed
-
-    deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
+    join_workers("cpu")
     if choice == "some" and workers < 3:
         steps.main(rank, workers, folder)
     cuts.run(rank, workers, folder, choice)

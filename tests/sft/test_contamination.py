@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pickle
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.contamination import COMMON_ROWS, index_evaluation
@@ -86,7 +86,6 @@ rows = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(rows, rows)
 def test_exactly_what_shares_words_is_found(evaluation: list[tuple[str, str]], trained: list[tuple[str, str]]) -> None:
     index = pickle.loads(pickle.dumps(index_evaluation([("e", [conversation(*row) for row in evaluation])], 5)))

@@ -200,14 +200,13 @@ def literally(rows: Sequence[Conversation], held_out: frozenset[int]) -> list[tu
     return findings
 
 
-@settings(deadline=None)
 @given(few, st.frozensets(st.integers(0, 13)))
 def test_exact_findings_are_what_the_definitions_say(rows: list[Conversation], held_out: frozenset[int]) -> None:
     findings = find(rows, held_out=sorted(held_out))
     assert [(finding.row, finding.reasons) for finding in findings] == literally(rows, held_out)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 1000), st.integers(1, 50))
 def test_findings_do_not_depend_on_the_blocks(seed: int, cut: int) -> None:
     rng = random.Random(seed)

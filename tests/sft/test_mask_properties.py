@@ -47,7 +47,7 @@ def test_odd_conversations_are_exact_or_refused_for_a_reason(family: Family, kin
     base = make_base(family, kind)
 
     @seed(zlib.crc32(f"{family.name} {kind}".encode()))
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=EXAMPLES, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(odd_talks(family))
     def hold(talks: tuple[Talk, Talk]) -> None:
         rows = prepare_talks(base, talks)

@@ -136,7 +136,7 @@ def test_targets_add_up_and_are_in_proportion(rows: dict[Cell, int], mixture: Mi
             assert abs(share.target - wanted * Fraction(mixture.weights[share.group.source]) / total) < 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.dictionaries(CELLS, st.integers(0, 40), min_size=1),
     mixture=MIXTURES,

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from sft.messages import Conversation, Message, Reason, RowError, ToolCall
@@ -140,7 +140,6 @@ def test_a_dropped_row_is_not_quoted() -> None:
     assert caught.value.message == "the turn holds an e-mail address and a telephone number"
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**18 - 1))
 def test_any_account_number_with_its_check_digits_is_found(account: int) -> None:
     bank = f"{account:018d}"
@@ -150,7 +149,6 @@ def test_any_account_number_with_its_check_digits_is_found(account: int) -> None
     assert "iban" not in redact(f"DE{wrong:02d}{bank}")[1]
 
 
-@settings(deadline=None)
 @given(st.text("0123456789.:+-/ ()@aAbcDE", max_size=60))
 def test_text_without_finds_is_untouched(text: str) -> None:
     redacted, kinds = redact(text)

@@ -70,7 +70,7 @@ TEMPLATES = (
 contents = st.sampled_from(["a", " a ", "<t>", "x<t>y", "!x", "\n", "\ue0001s\ue001"]) | st.text(max_size=8)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(st.sampled_from(TEMPLATES), st.lists(contents, min_size=2, max_size=4).filter(lambda c: len(c) % 2 == 0))
 def test_a_filled_shape_is_the_rendered_conversation(source: str, given: list[str]) -> None:
     template = ChatTemplate(byte_tokenizer(source), ["<|im_end|>"])

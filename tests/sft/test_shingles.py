@@ -47,7 +47,6 @@ def test_words_have_no_marks(text: str, form: str) -> None:
     assert words(text) == form
 
 
-@settings(deadline=None)
 @given(st.text(max_size=40))
 def test_forms_do_not_depend_on_how_unicode_is_written(text: str) -> None:
     for form in ("NFC", "NFD", "NFKC", "NFKD"):
@@ -55,7 +54,6 @@ def test_forms_do_not_depend_on_how_unicode_is_written(text: str) -> None:
     assert plain(f" \n{text}\t ") == plain(text)
 
 
-@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=127), max_size=40))
 def test_case_and_white_space_do_not_matter(text: str) -> None:
     assert plain(text.upper()) == plain(text.swapcase()) == plain(text.replace(" ", "\n\n"))
@@ -64,7 +62,6 @@ def test_case_and_white_space_do_not_matter(text: str) -> None:
 texts = st.lists(st.lists(st.sampled_from(["a", "b", "ab", "é"]), max_size=9).map(" ".join), max_size=12)
 
 
-@settings(deadline=None)
 @given(texts, st.integers(1, 6))
 def test_hashes_are_equal_exactly_where_the_words_are(batch: list[str], size: int) -> None:
     spans: list[tuple[str, ...]] = []
@@ -80,7 +77,7 @@ def test_hashes_are_equal_exactly_where_the_words_are(batch: list[str], size: in
     assert len(set(zip(spans, made.hashes.tolist(), strict=True))) == len(set(spans))
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.integers(1, 30_000), min_size=1, max_size=6))
 def test_a_text_has_the_same_hashes_alone_and_among_others(sizes: list[int]) -> None:
     generator = np.random.default_rng(sizes)

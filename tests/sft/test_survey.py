@@ -135,7 +135,7 @@ drawn_rows = st.lists(
 ).map(lambda rows: [{**one, "id": f"{one['source']}/{i}"} for i, one in enumerate(rows)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=drawn_rows, cuts=st.lists(st.integers(0, 30), max_size=4))
 def test_blocks_change_nothing(rows: list[Row], cuts: list[int]) -> None:
     edges = sorted({0, len(rows), *(min(cut, len(rows)) for cut in cuts)})

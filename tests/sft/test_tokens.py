@@ -28,14 +28,14 @@ def ids(encoded: Encoded) -> list[list[int]]:
     return [encoded.ids[a:b].tolist() for a, b in itertools.pairwise(edges)]
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(texts)
 def test_ids_are_transformers_own(real: Encoder, texts: list[str]) -> None:
     assert real.is_quick
     assert ids(real.encode(texts)) == encode(real.tokenizer, texts)
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(common)
 def test_tokens_lie_where_their_bytes_are(real: Encoder, texts: list[str]) -> None:
     encoded = real.encode([*texts, "Hällo\n"])
