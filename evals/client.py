@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import ssl
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import httpx
 
@@ -29,6 +31,8 @@ FAILED_IN_A_ROW = 20
 """After so many the endpoint is taken for dead, and the rest is not asked."""
 DETAIL = 200
 
+Route = Literal["chat/completions", "completions"]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -36,6 +40,7 @@ class Request:
 
     record: Record
     body: Mapping[str, Any]
+    route: Route = "chat/completions"
 
 
 class Failure(Exception):  # noqa: N818  (one try's end, handled here)
@@ -56,6 +61,7 @@ class Client:
         tries: how often a request is sent, at most.
         backoff_s: how long the first pause is; each further one is twice as long. A random part keeps requests that
             failed together from coming back together.
+        per_minute: most requests a minute, spread evenly; None for as many as there are.
         transport: another way than the network; for tests.
     """
 
@@ -67,14 +73,18 @@ class Client:
         timeout_s: float,
         tries: int,
         backoff_s: float = 1.0,
+        per_minute: float | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._timeout_s, self._tries, self._backoff_s = timeout_s, tries, backoff_s
+        self._apart_s = 60 / per_minute if per_minute else 0.0
+        self._free_at = 0.0
         self._http = httpx.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=None,  # each try has one limit for all of it
             limits=httpx.Limits(max_connections=None),
+            verify=_certificates(),
             transport=transport,
         )
 
@@ -89,6 +99,7 @@ class Client:
             EvaluationError: no request to this endpoint can succeed: the key or the model is refused.
         """
         for tried in range(1, self._tries + 1):
+            await self._turn()
             begun = time.monotonic()
             try:
                 return replace(await self._try(request), tries=tried, seconds=round(time.monotonic() - begun, 3))
@@ -99,7 +110,7 @@ class Client:
                 await asyncio.sleep(min(wait_s, LONGEST_WAIT_S))
         raise AssertionError("at least one try is made")
 
-    async def ask_all(self, requests: Sequence[Request], concurrency: int) -> AsyncIterator[Record]:
+    async def ask_all(self, requests: Sequence[Request], concurrency: int) -> AsyncGenerator[Record]:
         """Yields records as they come. Where too many failed in a row, the rest is not asked and has no record.
 
         Raises:
@@ -120,18 +131,26 @@ class Client:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 for task in sorted(done, key=lambda task: task.exception() is not None):  # answers are kept first
                     record = task.result()
-                    failed = failed + 1 if _is_outage(record.failure) else 0
+                    failed = failed + 1 if is_outage(record.failure) else 0
                     yield record
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
 
+    async def _turn(self) -> None:
+        """Waits until the next request may go out."""
+        now = time.monotonic()
+        at = max(now, self._free_at)
+        self._free_at = at + self._apart_s
+        if at > now:
+            await asyncio.sleep(at - now)
+
     async def _try(self, request: Request) -> Record:
         body = {"model": request.record.model, **request.body}
         try:
             async with asyncio.timeout(self._timeout_s):
-                response = await self._http.post(f"{self._url}/chat/completions", json=body)
+                response = await self._http.post(f"{self._url}/{request.route}", json=body)
         except TimeoutError:
             raise Failure("timeout", f"no answer within {self._timeout_s:g} s") from None
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
@@ -150,12 +169,18 @@ class Client:
         return _read(request.record, response)
 
 
+@cache
+def _certificates() -> ssl.SSLContext:
+    """Those of the machine: reading them takes longer than many a request, so a process does it once."""
+    return httpx.create_ssl_context()
+
+
 def _read(record: Record, response: httpx.Response) -> Record:
     """The answer in a response of OpenAI's shape."""
     try:
         body = response.json()
         choice = body["choices"][0]
-        message = choice["message"]
+        message = choice["message"] if "message" in choice else {"content": choice["text"]}
         text = message.get("content") or ""
         reasoning = message.get("reasoning_content") or message.get("reasoning") or ""
         usage = body.get("usage") or {}
@@ -170,7 +195,7 @@ def _read(record: Record, response: httpx.Response) -> Record:
             completion_tokens=_count(usage.get("completion_tokens")),
         )
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise Failure("broken_answer", "the body is no chat completion") from None
+        raise Failure("broken_answer", "the body is no completion") from None
 
 
 def _clean(text: str) -> str:
@@ -203,6 +228,6 @@ def _patience(response: httpx.Response) -> float:
     return max(0.0, (until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _is_outage(failure: str) -> bool:
+def is_outage(failure: str) -> bool:
     """Whether a failure says that the endpoint, not the request, is the trouble."""
     return failure in ("timeout", "connection", "http_429") or failure.startswith("http_5")

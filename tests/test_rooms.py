@@ -45,15 +45,23 @@ def test_serve_shares_only_a_few_files_with_training(path: Path) -> None:
 
 @pytest.mark.parametrize("path", files("sft"), ids=lambda path: path.name)
 def test_training_knows_nothing_of_serving_nor_of_http(path: Path) -> None:
-    assert not {room(module) for module in imports(path)} & ({"serve", "jobs", "tests"} | HTTP)
+    assert not {room(module) for module in imports(path)} & ({"serve", "jobs", "evals", "generate", "tests"} | HTTP)
 
 
 @pytest.mark.parametrize("path", files("evals"), ids=lambda path: path.name)
 def test_evaluation_knows_neither_training_nor_serving(path: Path) -> None:
-    ours = {module for module in imports(path) if room(module) in ("sft", "serve", "jobs", "tests")}
+    ours = {module for module in imports(path) if room(module) in ("sft", "serve", "jobs", "generate", "tests")}
     assert ours <= {"sft.errors", "sft.section", "sft.config"}
     asks = path.name == "client.py"
     assert bool({room(module) for module in imports(path)} & HTTP) == asks
+
+
+@pytest.mark.parametrize("path", files("generate"), ids=lambda path: path.name)
+def test_generation_asks_through_the_evaluations_client_alone(path: Path) -> None:
+    found = set(imports(path))
+    assert not {room(module) for module in found} & ({"serve", "jobs", "tests"} | HTTP)
+    ours = {module for module in found if room(module) == "sft"}
+    assert ours <= {"sft.errors", "sft.section", "sft.config", "sft.minhash", "sft.shingles"}
 
 
 @pytest.mark.parametrize("name", ["loop.py", "batch.py", "feed.py", "loss.py", "mask.py"])

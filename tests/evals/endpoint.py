@@ -45,7 +45,8 @@ def served(endpoint: Endpoint) -> Iterator[Endpoint]:
             with lock:
                 running += 1
                 endpoint.most_at_once = max(endpoint.most_at_once, running)
-                what = (str(body["model"]), str(body["messages"][-1]["content"]))
+                question = body["messages"][-1]["content"] if "messages" in body else body["prompt"]
+                what = (str(body["model"]), str(question))
                 before = endpoint.seen[what]
                 endpoint.seen[what] += 1
                 endpoint.asked.append(body)

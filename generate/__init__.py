@@ -1,0 +1,1 @@
+"""Instruction data from a teacher: Self-Instruct, Evol-Instruct and Magpie, filtered, resumable and repeatable."""
