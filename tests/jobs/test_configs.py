@@ -6,8 +6,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from evals.gate import Gate
 from generate.config import GenerateConfig
 from jobs.demo import DemoConfig
+from jobs.pipeline import PipelineConfig, check
 from serve.config import ServeConfig
 from sft.config import TrainConfig, read_config
 
@@ -17,6 +19,8 @@ MODELS: dict[str, type[BaseModel]] = {
     "serve.yaml": ServeConfig,
     "demo.yaml": DemoConfig,
     "generate.yaml": GenerateConfig,
+    "gate.yaml": Gate,
+    "pipeline.yaml": PipelineConfig,
 }
 
 
@@ -51,3 +55,10 @@ def test_a_config_says_what_it_is_for() -> None:
         text = path.read_text()
         assert text.startswith("# "), path.name
         assert isinstance(yaml.safe_load(text), dict)
+
+
+def test_the_pipeline_fits_the_demo_that_it_goes_on_from() -> None:
+    demo = read_config(TrainConfig, CONFIGS / "demo-train.yaml")
+    plan = check(read_config(PipelineConfig, CONFIGS / "support-pipeline.yaml"))
+    assert (plan.registry, plan.config.alias) == (demo.registry, demo.alias)
+    assert (plan.training.model, plan.training.storage == demo.storage) == (demo.model, False)
