@@ -80,41 +80,77 @@ class Progress:
             )
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of an evaluation; its files lie in the config's output folder."""
+
+    scored: Sequence[Scored]
+    summary: Summary
+    verdicts: Sequence[Verdict]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every answer was scored and every gate passed."""
+        return self.summary.complete and all(verdict.passed for verdict in self.verdicts)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The job."""
     made = cli.parser("evaluate", DESCRIPTION)
     _, config = cli.configure(made, EvaluateConfig, argv)
-    suites = [suite.first(config.max_rows) for suite in read_suites(config.suite)]
+    found = evaluate(config, read_suites(config.suite))
+    for line in lines(found.summary):
+        print(line)
+    for verdict in found.verdicts:
+        print("\n".join(verdict.lines()))
+    print(f"report: {config.output / 'report.html'}")
+    return 0 if found.passed else 1
+
+
+def evaluate(config: EvaluateConfig, suites: Sequence[Suite]) -> Evaluation:
+    """Asks what has no answer yet, scores all answers, and writes them with summary and report.
+
+    Args:
+        config: whom to ask, and how.
+        suites: what to ask; `config.suite` is not read again.
+
+    Raises:
+        RaysftError: the gate or the answers on file are wrong, or the endpoint is no use.
+    """
+    suites = [suite.first(config.max_rows) for suite in suites]
     gate = read_gate(config.gate) if config.gate else None
     key = read_key(None)
     answers = config.output / "answers.jsonl"
     records = read_records(answers)
-    missing = list(to_ask(suites, config.models, records, config.thinking))
+    requests = list(to_ask(suites, config.models, records, config.thinking))
     asked = sum(len(suite.rows) * suite.generation.samples for suite in suites) * len(config.models)
     print(
-        f"{len(suites)} suites, {len(config.models)} models, {asked:,} answers: {asked - len(missing):,} are there, "
-        f"{len(missing):,} to ask at {config.url}",
+        f"{len(suites)} suites, {len(config.models)} models, {asked:,} answers: {asked - len(requests):,} are there, "
+        f"{len(requests):,} to ask at {config.url}",
         flush=True,
     )
     with appended(answers) as file:
-        progress = Progress(len(missing))
+        progress = Progress(len(requests))
 
         def keep(record: Record) -> None:
             records[record.key] = record
             write_record(file, record)
             progress.add(record)
 
-        asyncio.run(_ask(config, key, missing, keep))
+        asyncio.run(_ask(config, key, requests, keep))
     scored = list(score_all(suites, config.models, records, config.thinking))
     summary = summarise(suites, config.models, scored, config.thinking)
     verdicts = [judge(gate, summary, model) for model in config.models[1:] or config.models] if gate else []
     _write(config.output, summary, suites, scored, verdicts)
-    for line in lines(summary):
-        print(line)
-    for verdict in verdicts:
-        print("\n".join(verdict.lines()))
-    print(f"report: {config.output / 'report.html'}")
-    return 0 if summary.complete and all(verdict.passed for verdict in verdicts) else 1
+    return Evaluation(scored, summary, verdicts)
+
+
+def missing(config: EvaluateConfig, suites: Sequence[Suite]) -> int:
+    """How many answers are not there yet."""
+    records = read_records(config.output / "answers.jsonl")
+    return len(
+        list(to_ask([suite.first(config.max_rows) for suite in suites], config.models, records, config.thinking))
+    )
 
 
 def to_ask(
