@@ -7,11 +7,17 @@ import yaml
 from pydantic import BaseModel
 
 from jobs.demo import DemoConfig
+from jobs.promises import PromisesConfig
 from serve.config import ServeConfig
 from sft.config import TrainConfig, read_config
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
-MODELS: dict[str, type[BaseModel]] = {"train.yaml": TrainConfig, "serve.yaml": ServeConfig, "demo.yaml": DemoConfig}
+MODELS: dict[str, type[BaseModel]] = {
+    "train.yaml": TrainConfig,
+    "serve.yaml": ServeConfig,
+    "demo.yaml": DemoConfig,
+    "promises.yaml": PromisesConfig,
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
