@@ -74,6 +74,26 @@ def crossed_bootstrap(values: Sequence[Sequence[float]], ends: Interval) -> Inte
     return float(low), float(high)
 
 
+def ratio_interval(totals: Sequence[float], weights: Sequence[float]) -> Interval:
+    """A percentile bootstrap interval, over rows, of sum(totals) / sum(weights); nothing bounds it, so no rows are
+    made up, and few rows give too narrow an interval.
+
+    Args:
+        totals: of each row; at least one.
+        weights: of each row, above 0.
+    """
+    known = np.asarray([totals, weights], np.float64)
+    size = known.shape[1]
+    draw = np.random.default_rng(SEED)
+    ratios = []
+    for begun in range(0, DRAWS, step := max(1, CHUNK // size)):
+        counts = draw.multinomial(size, np.full(size, 1 / size), min(step, DRAWS - begun))
+        summed = counts @ known.T
+        ratios.append(summed[:, 0] / summed[:, 1])
+    low, high = np.quantile(np.concatenate(ratios), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def is_binary(scores: Sequence[float]) -> bool:
     """Whether all scores are 0 or 1."""
     return all(score in (0, 1) for score in scores)
