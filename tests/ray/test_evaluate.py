@@ -40,8 +40,8 @@ def test_tasks_on_ray_make_the_same_files(tmp_path: Path) -> None:
 
 
 def test_an_unknown_model_ends_the_tasks_with_one_message(tmp_path: Path) -> None:
-    suite = {"name": "a", "description": "A.", "checkers": {"a": {"kind": "exact"}}}
-    suite["rows"] = [{"id": "r", "prompt": "?", "reference": "a"}]
+    rows = [{"id": "r", "prompt": "?", "reference": "a"}]
+    suite = {"name": "a", "description": "A.", "checkers": {"a": {"kind": "exact"}}, "rows": rows}
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite), encoding="utf-8")
     refuse = Endpoint(lambda *_: (404, {}, '{"error": {"message": "no model base"}}'))
     with served(refuse) as endpoint, pytest.raises(EvaluationError, match="no model base"):
