@@ -85,13 +85,15 @@ def make_suites(config: TasksSection, folder: Path, trained: Sequence[Trained]) 
         paths.append(path)
         if path.is_file():
             continue
+        asked = [_questions(task, rows, config.seed + 1, trained) for task in tasks]
         suite = {
             "name": name,
             "description": DESCRIPTIONS[name],
             "score": "right",
             "checkers": {"right": {"kind": "reasoning_gym"}},
             "generation": {"max_tokens": config.max_tokens},
-            "rows": [row for task in tasks for row in _questions(task, rows, config.seed + 1, trained)],
+            # Task after task in turn, so that the first rows of a suite are of all its tasks.
+            "rows": [row for turn in zip(*asked, strict=True) for row in turn],
         }
         work = Path(tempfile.mkdtemp(prefix=".suite-", dir=folder)) / path.name
         work.write_text(yaml.safe_dump(suite, sort_keys=False, allow_unicode=True), encoding="utf-8")
