@@ -30,8 +30,9 @@ class Tuned:
 class MeasureResult(Section):
     """What came of a comparison: both means over rows and seeds, and the difference with its 95% interval.
 
-    `by_seed` are the differences seed by seed. `rows` are those that every model has a score for, of `asked`;
-    without any, all numbers are None. `better` and `worse` count rows whose mean over the seeds rose or fell.
+    `by_seed` are the differences seed by seed, where a tuned model takes part. `rows` are those that every model has a
+    score for, of `asked`; without any, all numbers are None. `better` and `worse` count rows whose mean over the seeds
+    rose or fell. `prompt_tokens_saved` is how many tokens fewer a prompt has after, where the prompts are others.
     """
 
     name: str
@@ -158,15 +159,15 @@ def _measure(
     by_row = [fmean(of) for of in zip(*values, strict=True)]
     left, right = (fmean(one[row] for one in of for row in rows) for of in (before, after))
     # Without a tuned model there is one set of answers, not one for each seed.
-    drawn = values if measure.before.tuned or measure.after.tuned else values[:1]
+    seeded = measure.before.tuned or measure.after.tuned
     return MeasureResult(
         name=measure.name,
         says=measure.says,
         before=left,
         after=right,
         difference=right - left,
-        interval=crossed_bootstrap(drawn, ENDS),
-        by_seed={seed: fmean(of) for seed, of in zip(tuned.models, values, strict=True)} if len(drawn) > 1 else {},
+        interval=crossed_bootstrap(values if seeded else values[:1], ENDS),
+        by_seed={seed: fmean(of) for seed, of in zip(tuned.models, values, strict=True)} if seeded else {},
         rows=len(rows),
         asked=len(asked),
         better=sum(value > 0 for value in by_row),
