@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -197,6 +198,7 @@ def ask(
         )
     if any(missing(job, mine) for mine, job in jobs.values()):
         app.start(serving, lambda line: console.print(line, markup=False))
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # Serve's set-up turns a line per request on
     found = {}
     for name, (mine, job) in jobs.items():
         console.print(name, style="bold")
