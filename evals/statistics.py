@@ -51,7 +51,7 @@ def bootstrap(values: Sequence[float], ends: Interval) -> Interval:
 
 
 def crossed_bootstrap(values: Sequence[Sequence[float]], ends: Interval) -> Interval:
-    """An interval of a mean over runs and rows, both of which are drawn: the pigeonhole bootstrap (doi 10.1214/07-AOAS122).
+    """An interval of a mean over runs and rows, both of them drawn: the pigeonhole bootstrap (doi 10.1214/07-AOAS122).
 
     Every run answered the same rows, so neither a row's values nor a run's are independent of each other. Each draw
     takes runs with replacement and, apart from that, rows with replacement; a value counts as often as its run times
