@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from evals.gate import Verdict
 from evals.scoring import Scored
@@ -52,6 +52,24 @@ def page(summary: Summary, suites: Sequence[Suite], scored: Iterable[Scored], ve
         scored: every answer.
         verdicts: what the gate said of the models, where there was one.
     """
+    first: dict[tuple[str, str, str], Scored] = {}
+    for one in scored:
+        first.setdefault((one.suite, one.model, one.row), one)
+    cells = [one for suite in summary.suites.values() for one in suite.models.values()]
+    return template("report.html").render(
+        summary=summary,
+        asked=sum(one.asked for one in cells),
+        scored=sum(one.scored for one in cells),
+        tokens=sum(one.prompt_tokens + one.completion_tokens for one in cells),
+        comparisons={suite.name: list(_comparisons(summary, suite, first)) for suite in suites},
+        verdicts=verdicts,
+        rows_shown=ROWS_SHOWN,
+        style=style(),
+    )
+
+
+def template(name: str) -> Template:
+    """A page's template, which escapes all text and knows the filters for numbers."""
     environment = Environment(
         loader=FileSystemLoader(PAGES),
         autoescape=True,
@@ -66,20 +84,12 @@ def page(summary: Summary, suites: Sequence[Suite], scored: Iterable[Scored], ve
         "chance": _chance,
         "place": _place,
     }
-    first: dict[tuple[str, str, str], Scored] = {}
-    for one in scored:
-        first.setdefault((one.suite, one.model, one.row), one)
-    cells = [one for suite in summary.suites.values() for one in suite.models.values()]
-    return environment.get_template("report.html").render(
-        summary=summary,
-        asked=sum(one.asked for one in cells),
-        scored=sum(one.scored for one in cells),
-        tokens=sum(one.prompt_tokens + one.completion_tokens for one in cells),
-        comparisons={suite.name: list(_comparisons(summary, suite, first)) for suite in suites},
-        verdicts=verdicts,
-        rows_shown=ROWS_SHOWN,
-        style=(PAGES / "report.css").read_text(encoding="utf-8"),
-    )
+    return environment.get_template(name)
+
+
+def style() -> str:
+    """The style of all pages."""
+    return (PAGES / "report.css").read_text(encoding="utf-8")
 
 
 def _comparisons(summary: Summary, suite: Suite, first: Mapping[tuple[str, str, str], Scored]) -> Iterator[Comparison]:

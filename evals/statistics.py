@@ -50,6 +50,50 @@ def bootstrap(values: Sequence[float], ends: Interval) -> Interval:
     return float(low), float(high)
 
 
+def crossed_bootstrap(values: Sequence[Sequence[float]], ends: Interval) -> Interval:
+    """An interval of a mean over runs and rows, both of them drawn: the pigeonhole bootstrap (doi 10.1214/07-AOAS122).
+
+    Every run answered the same rows, so neither a row's values nor a run's are independent of each other. Each draw
+    takes runs with replacement and, apart from that, rows with replacement; a value counts as often as its run times
+    its row. The two made-up rows of `bootstrap` are drawn from as well, the same for every run.
+
+    Args:
+        values: runs x rows; at least one of each, and all runs of the same rows.
+        ends: the least and the greatest value that there can be.
+    """
+    known = np.asarray([[*run, *ends] for run in values], np.float64)
+    runs, rows = known.shape
+    draw = np.random.default_rng(SEED)
+    means = []
+    for begun in range(0, DRAWS, step := max(1, CHUNK // rows)):
+        size = min(step, DRAWS - begun)
+        of_runs = draw.multinomial(runs, np.full(runs, 1 / runs), size)
+        of_rows = draw.multinomial(rows, np.full(rows, 1 / rows), size)
+        means.append((of_runs @ known * of_rows).sum(axis=1) / (runs * rows))
+    low, high = np.quantile(np.concatenate(means), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def ratio_interval(totals: Sequence[float], weights: Sequence[float]) -> Interval:
+    """A percentile bootstrap interval, over rows, of sum(totals) / sum(weights); nothing bounds it, so no rows are
+    made up, and few rows give too narrow an interval.
+
+    Args:
+        totals: of each row; at least one.
+        weights: of each row, above 0.
+    """
+    known = np.asarray([totals, weights], np.float64)
+    size = known.shape[1]
+    draw = np.random.default_rng(SEED)
+    ratios = []
+    for begun in range(0, DRAWS, step := max(1, CHUNK // size)):
+        counts = draw.multinomial(size, np.full(size, 1 / size), min(step, DRAWS - begun))
+        summed = counts @ known.T
+        ratios.append(summed[:, 0] / summed[:, 1])
+    low, high = np.quantile(np.concatenate(ratios), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def is_binary(scores: Sequence[float]) -> bool:
     """Whether all scores are 0 or 1."""
     return all(score in (0, 1) for score in scores)

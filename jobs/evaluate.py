@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from evals.client import Client, Request
+from evals.client import Request
 from evals.gate import Verdict, judge, read_gate
 from evals.records import Key, Record, appended, read_records, write_record
 from evals.report import page
@@ -20,6 +21,7 @@ from evals.suite import Suite, fingerprint, read_suites
 from evals.summary import Paired, Summary, summarise
 from jobs import cli
 from jobs.endpoint import read_key
+from jobs.evaluate_on_ray import Asking, ask, ask_on_ray, score_on_ray, workers_on_ray
 from sft.section import Section
 
 DESCRIPTION = """Ask models the same prompts over HTTP, score the answers, and compare each model with the first.
@@ -41,6 +43,9 @@ class EvaluateConfig(Section):
         None, description="Gate file; every model but the baseline must pass it, and a single model."
     )
     concurrency: int = Field(8, gt=0, description="Requests at a time.")
+    workers: int | None = Field(
+        None, gt=0, description="Ask and score in so many tasks of Ray Data; the files come out the same."
+    )
     timeout_s: float = Field(120.0, gt=0, description="Longest time for one answer.")
     tries: int = Field(5, gt=0, description="How often a request is sent before it counts as failed.")
     max_rows: int | None = Field(None, gt=0, description="Ask only the first rows of each suite.")
@@ -80,41 +85,86 @@ class Progress:
             )
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of an evaluation; its files lie in the config's output folder."""
+
+    scored: Sequence[Scored]
+    summary: Summary
+    verdicts: Sequence[Verdict]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every answer was scored and every gate passed."""
+        return self.summary.complete and all(verdict.passed for verdict in self.verdicts)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The job."""
     made = cli.parser("evaluate", DESCRIPTION)
     _, config = cli.configure(made, EvaluateConfig, argv)
-    suites = [suite.first(config.max_rows) for suite in read_suites(config.suite)]
+    found = evaluate(config, read_suites(config.suite))
+    for line in lines(found.summary):
+        print(line)
+    for verdict in found.verdicts:
+        print("\n".join(verdict.lines()))
+    print(f"report: {config.output / 'report.html'}")
+    return 0 if found.passed else 1
+
+
+def evaluate(config: EvaluateConfig, suites: Sequence[Suite]) -> Evaluation:
+    """Asks what has no answer yet, scores all answers, and writes them with summary and report.
+
+    Args:
+        config: whom to ask, and how.
+        suites: what to ask; `config.suite` is not read again.
+
+    Raises:
+        RaysftError: the gate or the answers on file are wrong, or the endpoint is no use.
+    """
+    suites = [suite.first(config.max_rows) for suite in suites]
     gate = read_gate(config.gate) if config.gate else None
     key = read_key(None)
     answers = config.output / "answers.jsonl"
     records = read_records(answers)
-    missing = list(to_ask(suites, config.models, records, config.thinking))
+    requests = list(to_ask(suites, config.models, records, config.thinking))
     asked = sum(len(suite.rows) * suite.generation.samples for suite in suites) * len(config.models)
     print(
-        f"{len(suites)} suites, {len(config.models)} models, {asked:,} answers: {asked - len(missing):,} are there, "
-        f"{len(missing):,} to ask at {config.url}",
+        f"{len(suites)} suites, {len(config.models)} models, {asked:,} answers: {asked - len(requests):,} are there, "
+        f"{len(requests):,} to ask at {config.url}",
         flush=True,
     )
-    with appended(answers) as file:
-        progress = Progress(len(missing))
+    with workers_on_ray(config.workers) if config.workers else nullcontext():
+        with appended(answers) as file:
+            progress = Progress(len(requests))
 
-        def keep(record: Record) -> None:
-            records[record.key] = record
-            write_record(file, record)
-            progress.add(record)
+            def keep(record: Record) -> None:
+                records[record.key] = record
+                write_record(file, record)
+                progress.add(record)
 
-        asyncio.run(_ask(config, key, missing, keep))
-    scored = list(score_all(suites, config.models, records, config.thinking))
+            asking = Asking(config.url, key, config.timeout_s, config.tries, config.concurrency)
+            if config.workers:
+                for record in ask_on_ray(asking, requests, config.workers):
+                    keep(record)
+            else:
+                asyncio.run(ask(asking, requests, keep))
+        if config.workers:
+            scored = list(score_on_ray(suites, config.models, records, config.thinking, config.workers))
+        else:
+            scored = list(score_all(suites, config.models, records, config.thinking))
     summary = summarise(suites, config.models, scored, config.thinking)
     verdicts = [judge(gate, summary, model) for model in config.models[1:] or config.models] if gate else []
     _write(config.output, summary, suites, scored, verdicts)
-    for line in lines(summary):
-        print(line)
-    for verdict in verdicts:
-        print("\n".join(verdict.lines()))
-    print(f"report: {config.output / 'report.html'}")
-    return 0 if summary.complete and all(verdict.passed for verdict in verdicts) else 1
+    return Evaluation(scored, summary, verdicts)
+
+
+def missing(config: EvaluateConfig, suites: Sequence[Suite]) -> int:
+    """How many answers are not there yet."""
+    records = read_records(config.output / "answers.jsonl")
+    return len(
+        list(to_ask([suite.first(config.max_rows) for suite in suites], config.models, records, config.thinking))
+    )
 
 
 def to_ask(
@@ -155,17 +205,6 @@ def _against(paired: Paired, suite: str) -> str:
         f"to {paired.model}{where}: {100 * paired.difference:+.1f} points ({low:+.1f} to {high:+.1f}{chance}), "
         f"{len(paired.better)} rows up, {len(paired.worse)} down"
     )
-
-
-async def _ask(
-    config: EvaluateConfig, key: str | None, missing: Sequence[Request], keep: Callable[[Record], None]
-) -> None:
-    client = Client(config.url, key, timeout_s=config.timeout_s, tries=config.tries)
-    try:
-        async for record in client.ask_all(missing, config.concurrency):
-            keep(record)
-    finally:
-        await client.close()
 
 
 def _write(

@@ -38,6 +38,8 @@ def test_what_is_shipped() -> None:
         "procedures": 48,
         "prompt-long": 48,
         "prompt-short": 48,
+        "steps-off": 60,
+        "steps-on": 60,
     }
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evals.statistics import bootstrap, difference_interval, is_binary, mcnemar, mean_interval
+from evals.statistics import bootstrap, crossed_bootstrap, difference_interval, is_binary, mcnemar, mean_interval
 
 SCORES = st.lists(st.sampled_from([0.0, 0.25, 1.0]), min_size=1, max_size=12)
 
@@ -80,3 +80,19 @@ def test_mcnemar_of_thousands_of_rows() -> None:
 def test_binary() -> None:
     assert is_binary([0.0, 1.0])
     assert not is_binary([0.0, 0.5])
+
+
+def test_crossed_runs_and_rows_are_both_drawn() -> None:
+    rows = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0] * 4
+    one = crossed_bootstrap([rows], (-1.0, 1.0))
+    assert one == pytest.approx(bootstrap(rows, (-1.0, 1.0)), abs=0.03)
+    same = crossed_bootstrap([rows] * 3, (-1.0, 1.0))
+    assert same == pytest.approx(one, abs=0.03)
+    low, high = crossed_bootstrap([rows, [0.0] * 32, [1.0] * 32], (-1.0, 1.0))
+    assert (low, high) == crossed_bootstrap([rows, [0.0] * 32, [1.0] * 32], (-1.0, 1.0))
+    assert high - low > 2 * (same[1] - same[0])
+
+
+def test_runs_that_agree_are_as_sure_as_one() -> None:
+    low, high = crossed_bootstrap([[1.0] * 20] * 3, (-1.0, 1.0))
+    assert (round(low, 2), high) == (0.73, 1.0)

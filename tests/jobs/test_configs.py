@@ -10,6 +10,7 @@ from evals.gate import Gate
 from generate.config import GenerateConfig
 from jobs.demo import DemoConfig
 from jobs.pipeline import PipelineConfig, check
+from jobs.promises import PromisesConfig
 from serve.config import ServeConfig
 from sft.config import TrainConfig, read_config
 
@@ -21,6 +22,7 @@ MODELS: dict[str, type[BaseModel]] = {
     "generate.yaml": GenerateConfig,
     "gate.yaml": Gate,
     "pipeline.yaml": PipelineConfig,
+    "promises.yaml": PromisesConfig,
 }
 
 
