@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json and arguments.dump and not arguments.out:
         made.error("--json and --dump would both write to stdout: name a file for the dump with --out FILE")
     base = locate(config.model.base)
-    plan = plan_data(config.data, base, read_template(config.model.chat_template), config.evaluate.share)
+    template = read_template(config.model.chat_template)
+    plan = plan_data(config.data, base, template, config.evaluate.share, pairs=config.on_pairs)
     tokenizer = plan.tokenizer()
     if arguments.limit is None:
         plan = compare(plan, _everything)

@@ -181,7 +181,7 @@ def _template(config: TrainConfig, known: _Known) -> Iterator[Finding]:
 
 
 def _data(config: TrainConfig, known: _Known) -> Iterator[Finding]:
-    plan = plan_data(config.data, known.base or Path())
+    plan = plan_data(config.data, known.base or Path(), pairs=config.on_pairs)
     size = sum(file.size for file in plan.files)
     text = f"{len(plan.files)} file(s), {size / 1e6:,.1f} MB"
     if known.base is None:
@@ -369,6 +369,7 @@ def memory_plan(config: TrainConfig, trained_share: float) -> MemoryPlan:
         full=train.method == "full",
         logits_at_once=CHUNK,
         fused=_fused(config),
+        documents=2 if config.on_pairs else 1,
     )
 
 
