@@ -191,9 +191,7 @@ class Evaluator:
         for (source, _), values in zip(self._batches, sums.tolist(), strict=True):
             found[source].append(values)
         return {
-            source: _score(
-                examples, {name: math.fsum(column) for name, *column in zip(names, *found[source], strict=True)}
-            )
+            source: _score(examples, dict(zip(names, map(math.fsum, zip(*found[source], strict=True)), strict=True)))
             for source, examples in self._plan.sources.items()
         }
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tests.ports import free_port
-from tests.sft import cuts, steps
+from tests.sft import cuts, preference_steps, steps
 
 
 def work(rank: int, workers: int, port: int, folder: Path, choice: str) -> None:
@@ -26,6 +26,7 @@ def work(rank: int, workers: int, port: int, folder: Path, choice: str) -> None:
     deepspeed.init_distributed(dist_backend="gloo", auto_mpi_discovery=False)
     if choice == "some" and workers < 3:
         steps.main(rank, workers, folder)
+        preference_steps.main(rank, workers, folder)
     cuts.run(rank, workers, folder, choice)
 
 
