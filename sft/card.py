@@ -30,8 +30,8 @@ def model_card(record: RunRecord, step: int, data: Mapping[str, Any], base_finge
     parts = [
         f"---\n{yaml.safe_dump(_header(config), sort_keys=False, allow_unicode=True)}---",
         f"# {_plain(config['name'])}",
-        f"A LoRA adapter for {_plain(_base_name(config))}, trained by raysft on {data['kept']:,} {_examples(config)}; its "
-        f"weights are those after step {step:,}.",
+        f"A LoRA adapter for {_plain(_base_name(config))}, trained by raysft on {data['kept']:,} {_examples(config)}; "
+        f"its weights are those after step {step:,}.",
         "## Base model",
         _table(
             ("", ""),

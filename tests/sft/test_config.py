@@ -217,7 +217,7 @@ def test_all_that_pairs_cannot_go_with_is_told_at_once() -> None:
     [
         ({"preference": {"beta": 0.2}}, "preference is read by train.stage dpo: set it, or leave preference out"),
         ({"preference": {"label_smoothing": 0.5}}, "Input should be less than 0.5"),
-        ({"data": {"sources": [{"path": "p", "format": "preference"}]}}, "p: format preference is read by train.stage dpo"),
+        ({"data": {"sources": [{"path": "p", "format": "preference"}]}}, "p: format preference is read by train.stage"),
         (
             {"model": {"base": "m", "adapter": "runs/one/bundle"}, "lora": {"rank": 8, "dropout": 0.1}},
             "model.adapter brings its own shape and reads no lora.rank: leave it out",
