@@ -182,11 +182,11 @@ def _evaluation(record: RunRecord, step: int) -> list[str]:
             "DPO loss of pairs that were not trained, log 2 at the start. Accuracy is the share of them in which the "
             "chosen answer gained more on the start than the rejected one."
         )
-    before = "Loss at the start" if of_pairs else "Loss of the base"
+    first = "Loss at the start" if of_pairs else "Loss of the base"
     return [
         "## Evaluation",
         about,
-        _table(("Held-out rows", "Examples", before, "Loss", last.capitalize()), rows),
+        _table(("Held-out rows", "Examples", first, "Loss", last.capitalize()), rows),
     ]
 
 
