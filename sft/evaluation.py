@@ -67,7 +67,8 @@ class Score:
 
     def to_dict(self) -> dict[str, Any]:
         """The score as plain values, for JSON; with an accuracy where the rows are pairs."""
-        values = {**asdict(self), "loss": self.loss, "perplexity": self.perplexity}
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        values |= {"loss": self.loss, "perplexity": self.perplexity}
         return values if self.right is None else {**values, "accuracy": self.accuracy}
 
 
