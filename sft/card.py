@@ -104,6 +104,8 @@ def _weights(model: Mapping[str, Any]) -> str:
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The method and its settings: all of lora and train that is set, and what else changes the result."""
     lora, train = config["lora"], config["train"]
+    if config["model"].get("adapter"):  # its shape is that of the adapter that it goes on from
+        lora = {key: lora[key] for key in ("dropout", "plus_ratio")}
     rows = [
         *((f"lora.{key}", value) for key, value in lora.items()),
         *((f"train.{key}", value) for key, value in train.items()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sft import storage
 from sft.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_fingerprint, base_tensors, check_base, verify_bundle
+from sft.config import TrainConfig
 from sft.errors import AdapterError
 from sft.model import LoraPlan
 
@@ -22,6 +25,28 @@ class StartAdapter:
     lora: LoraPlan
     weights: Mapping[str, Tensor]
     fingerprint: str
+
+
+def start_of(config: TrainConfig, base: Path, template: str, folder: Path | None = None) -> StartAdapter | None:
+    """Reads the adapter that a run goes on from; None where it begins with a fresh one.
+
+    Args:
+        config: the run.
+        base: folder of its base model.
+        template: fingerprint of its chat template.
+        folder: the bundle, where `model.adapter` names a registry's version.
+
+    Raises:
+        RaysftError: it cannot be read, is damaged, or was made for another base model or chat template.
+    """
+    address = config.model.adapter
+    if address is None:
+        return None
+    with tempfile.TemporaryDirectory(prefix="raysft-start-") as work:
+        if folder is None and "://" in address:
+            folder = Path(work) / "bundle"
+            storage.download(address, folder)
+        return read_start(folder or Path(address).expanduser(), base, template, config.lora.dropout)
 
 
 def read_start(folder: Path, base: Path, template: str, dropout: float) -> StartAdapter:

@@ -33,7 +33,7 @@ from sft.product import make_product
 from sft.report import Reporter, clock
 from sft.run import RunFolder, fetch_bundle, fetch_model, open_run, save_json
 from sft.selection import Epochs, Selection, needs_all_rows, select
-from sft.start import StartAdapter, read_start
+from sft.start import StartAdapter, start_of
 from sft.survey import Survey, survey
 from sft.trackers import check_installed, trackers
 from sft.train_config import TrainSection
@@ -89,7 +89,7 @@ def train(config: TrainConfig, say: Say = print, *, adapter: Path | None = None)
     if finished is not None:
         say(f"run {config.name} is finished already; taking its {what} from {kept}")
         return _result(finished, folder, time.perf_counter() - begin, reused=True)
-    start = _start(config, base, tokenizer, adapter)
+    start = start_of(config, base, tokenizer.template.fingerprint, adapter)
     scaling = config.scaling
     started = connect(
         config.ray.address,
@@ -120,19 +120,6 @@ def train(config: TrainConfig, say: Say = print, *, adapter: Path | None = None)
     seconds = time.perf_counter() - begin
     say(f"trained in {clock(seconds)}; {what} in {kept}")
     return _result(made, folder, seconds, reused=False)
-
-
-def _start(config: TrainConfig, base: Path, tokenizer: BaseTokenizer, adapter: Path | None) -> StartAdapter | None:
-    """Reads the adapter that the run goes on from, if it does from one."""
-    address = config.model.adapter
-    if address is None:
-        return None
-    with tempfile.TemporaryDirectory(prefix="raysft-start-") as work:
-        if adapter is None and "://" in address:
-            adapter = Path(work) / "bundle"
-            storage.download(address, adapter)
-        folder = adapter or Path(address).expanduser()
-        return read_start(folder, base, tokenizer.template.fingerprint, config.lora.dropout)
 
 
 def _select(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) -> Selection:
