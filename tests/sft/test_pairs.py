@@ -183,6 +183,16 @@ def test_a_pair_is_a_row_of_a_batch_and_two_of_a_forward_pass(tmp_path: Path, ba
     assert np.array_equal(collate(pairs, "padded", 1).labels[2:], micro.labels[:2])
 
 
+def test_the_shipped_pairs_prefer_the_format() -> None:
+    path = Path(__file__).parents[2] / "jobs" / "data" / "support" / "preferences.jsonl"
+    found = [to_conversation(json.loads(line), RowSpec("preference")) for line in path.read_text().splitlines()]
+    assert len({pair.messages[0].content for pair in found}) == len(found) >= 40
+    for pair in found:
+        answer, other = pair.messages[-1].content, pair.rejected[-1].content
+        assert list(json.loads(answer)) == ["procedure", "action", "escalate"]
+        assert not other.startswith('{"procedure"') or list(json.loads(other)) == ["procedure", "answer"]
+
+
 def test_hygiene_looks_at_both_answers() -> None:
     section = HygieneSection(personal_data="redact", contamination="flag", evaluation=["x"])
     eaten = Conversation((USER, Message("assistant", "one two three four five six seven " * 3, True)))

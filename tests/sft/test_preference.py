@@ -19,10 +19,13 @@ from safetensors.torch import load_file
 
 from sft import loss
 from sft.batch import collate
+from sft.errors import AdapterError, ModelError
 from sft.mask import Example
 from sft.model import LoraPlan, build_model, peft_config, trained_parameters
 from sft.objective import tensors
 from sft.reference import as_reference
+from sft.start import read_start
+from tests.bundles import lora_bundle
 from tests.sft import preference_steps
 from tests.sft.preference_steps import PLAN
 
@@ -172,3 +175,18 @@ def test_a_document_of_a_pair_counts_as_it_would_alone(tiny_model: Path, pairs: 
     alone = [model(**tensors(collate([one], "padded", 2), cpu)) for pair in pairs for one in pair.documents]
     assert torch.allclose(together, torch.stack(alone), rtol=1e-5)
     assert all(one != other for one, other in pairwise(together.tolist()))
+
+
+def test_a_start_must_be_of_the_same_base_and_template(tiny_model: Path, tmp_path: Path) -> None:
+    bundle = lora_bundle(tmp_path / "one", tiny_model, seed=0, rank=4)
+    start = read_start(tmp_path / "one", tiny_model, bundle.template_fingerprint, 0.1)
+    assert (start.lora.rank, start.lora.alpha, start.lora.dropout) == (4, 8, 0.1)
+    model = build_model(replace(PLAN, base=tiny_model, lora=start.lora), start=start.weights)
+    assert all(weight.equal(start.weights[name]) for name, weight in trained_parameters(model).items())
+    with pytest.raises(AdapterError, match="another chat template"):
+        read_start(tmp_path / "one", tiny_model, "0" * 64, 0.0)
+    lora_bundle(tmp_path / "two", tiny_model, seed=0, rank=4, base_fingerprint="e" * 64)
+    with pytest.raises(AdapterError, match="another base model"):
+        read_start(tmp_path / "two", tiny_model, bundle.template_fingerprint, 0.0)
+    with pytest.raises(ModelError, match="other modules or shapes"):
+        build_model(replace(PLAN, base=tiny_model), start=start.weights)
