@@ -40,7 +40,7 @@ claim = if [ "$$(cat $(STAMPS)/set 2>/dev/null || echo $(1))" != $(1) ]; then \
   $(call fail,$(VENV) holds the other set. Run `make clean` first$(comma) or name another place with VENV=.venv-$(1)); fi; \
   echo $(1) > $(STAMPS)/set; rm -f $(STAMPS)/$(1)-*
 
-.PHONY: help setup setup-gpu setup-dev setup-tasks lint test test-long chaos test-equality demo bench-data bench-train bench-serve check-gpu lock clean
+.PHONY: help setup setup-gpu setup-dev setup-tasks lint test test-long chaos test-equality demo evaluate bench-data bench-train bench-serve check-gpu lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ test-equality: lint ## gradients of every cut of a global batch, over workers, Z
 
 demo: setup ## train an adapter, serve it, ask it; KEEP=1 keeps the server up
 	$(PY) -m jobs.demo --config jobs/configs/demo.yaml $(if $(KEEP),--keep,)
+
+evaluate: setup $(TASKS_STAMP) ## the six promises of tuning, base against tuned; writes build/evaluate/summary.json (about an hour)
+	$(PY) -m jobs.promises --config jobs/configs/promises.yaml $(ARGS)
 
 bench-train: setup $(BENCH_STAMP) ## our trainer against TRL and a plain loop; writes build/bench/train.json (half an hour)
 	$(PY) -m jobs.bench.train $(ARGS)

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json and arguments.dump and not arguments.out:
         made.error("--json and --dump would both write to stdout: name a file for the dump with --out FILE")
     base = locate(config.model.base)
-    plan = plan_data(config.data, base, read_template(config.model.chat_template), config.evaluate.share)
+    template = read_template(config.model.chat_template)
+    plan = plan_data(config.data, base, template, config.evaluate.share, pairs=config.on_pairs)
     tokenizer = plan.tokenizer()
     if arguments.limit is None:
         plan = compare(plan, _everything)
@@ -148,6 +149,7 @@ def _audit(
 ) -> Audit:
     data = config.data
     sources = counted.sources
+    room = data.max_length * (2 if config.on_pairs else 1)  # the limit holds for each text of a pair
     return Audit(
         name=config.name,
         base_model=config.model.id,
@@ -159,8 +161,8 @@ def _audit(
         limit=limit,
         without_rows=tuple(name for name in plan.sources if name not in sources),
         survey=counted,
-        packing=packing(counted.kept_rows.lengths, data.shuffle_window, data.max_length),
-        packing_by_source=packing_by_source(counted, data.shuffle_window, data.max_length),
+        packing=packing(counted.kept_rows.lengths, data.shuffle_window, room),
+        packing_by_source=packing_by_source(counted, data.shuffle_window, room),
         mixture=mixture(
             counted,
             [(str(share.group), share.cells, share.target) for share in selection.shares] if selection else None,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from jobs import cli
 from jobs.publish import point, publish_once
 from jobs.registry_check import check_registry
 from serve.registry import Registry
+from serve.versions import VersionId
 from sft.config import TrainConfig
 
 DESCRIPTION = """Train a LoRA adapter on instruction data, and publish it.
@@ -33,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         made.error("--json goes with --preflight")
     from sft.trainer import train  # PyTorch takes seconds to import, which --help and a faulty config need not wait for
 
-    result = train(config, say=say)
+    with start_folder(config) as adapter:
+        result = train(config, say=say, adapter=adapter)
     say(f"{result.steps} steps, last loss {result.loss:.4f}")
     if config.registry is None:
         return 0
@@ -44,6 +49,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         moved = point(registry, config.alias, version.id)
         say(f"alias {config.alias} {'->' if moved else 'is at'} {version.id}")
     return 0
+
+
+@contextmanager
+def start_folder(config: TrainConfig) -> Iterator[Path | None]:
+    """The version that a run goes on from as a local folder; None where it names none.
+
+    Raises:
+        RaysftError: there is no such version, or it is damaged.
+    """
+    version = config.model.adapter_version
+    if version is None or config.registry is None:
+        yield None
+        return
+    registry = Registry.open(config.registry)
+    with tempfile.TemporaryDirectory(prefix="raysft-start-") as work:
+        yield registry.download(registry.get(VersionId.parse(version)), Path(work) / "bundle")
 
 
 def _preflight(config: TrainConfig, *, as_json: bool) -> int:

@@ -44,10 +44,11 @@ class MicroBatch:
 class WorkerBatch:
     """One worker's share of a global batch.
 
-    Rule: every worker of a step has the same number of micro-batches; `trained_tokens`, `weight` (the sum of the
-    labels' weights) and `tokens` are those of the whole global batch. `before` and `after` say how many epochs are done
-    before and after it, such as 1.25; where an epoch's size is not known, both are the epoch's number. `row_ids` are
-    those of this worker's micro-batches; `trace` tells which rows the whole global batch holds (`sft.trace`).
+    Rule: every worker of a step has the same number of micro-batches; `trained_tokens`, `weight` (what the loss is
+    divided by: the sum of the labels' weights, or the number of pairs) and `tokens` are those of the whole global
+    batch. `before` and `after` say how many epochs are done before and after it, such as 1.25; where an epoch's size is
+    not known, both are the epoch's number. `row_ids` are those of this worker's micro-batches; `trace` tells which rows
+    the whole global batch holds (`sft.trace`).
     """
 
     epoch: int
@@ -89,7 +90,8 @@ def deal(lengths: Sequence[int], workers: int, micro_batch_size: int, steps: int
 
 
 def collate(examples: Sequence[Example], layout: Layout, pad_id: int) -> MicroBatch:
-    """Joins examples into one micro-batch; none at all gives a row of two untrained tokens."""
+    """Joins examples into one micro-batch, a pair as two documents; none at all gives a row of two untrained tokens."""
+    examples = [document for example in examples for document in example.documents]
     if not examples:
         blank = np.full((1, 2), pad_id, np.int64)
         positions = np.arange(2, dtype=np.int64)[None]
@@ -145,19 +147,26 @@ def worker_batch(
         for part in deal(lengths, workers, micro_batch_size, accumulation)[rank]
     ]
     trained = sum(example.trained_tokens for row in rows for example in row)
-    weighed = bool(rows) and rows[0][0].weights is not None
     return WorkerBatch(
         epoch=epoch,
         step=step,
         micro_batches=tuple(collate(part, layout, pad_id) for part in mine),
         trained_tokens=trained,
-        weight=float(sum(_weights(example).sum() for row in rows for example in row)) if weighed else float(trained),
+        weight=_weight([example for row in rows for example in row]),
         tokens=sum(lengths),
         before=before,
         after=after,
         row_ids=tuple(tuple(example.id for example in part) for part in mine),
         trace=trace(example.id for row in rows for example in row),
     )
+
+
+def _weight(examples: Sequence[Example]) -> float:
+    if examples and examples[0].second is not None:
+        return float(len(examples))
+    if examples and examples[0].weights is not None:
+        return float(sum(_weights(example).sum() for example in examples))
+    return float(sum(example.trained_tokens for example in examples))
 
 
 def accumulation_steps(global_batch_size: int, workers: int, micro_batch_size: int) -> int:

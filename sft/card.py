@@ -30,8 +30,8 @@ def model_card(record: RunRecord, step: int, data: Mapping[str, Any], base_finge
     parts = [
         f"---\n{yaml.safe_dump(_header(config), sort_keys=False, allow_unicode=True)}---",
         f"# {_plain(config['name'])}",
-        f"A LoRA adapter for {_plain(_base_name(config))}, trained by raysft on {data['kept']:,} examples; its weights "
-        f"are those after step {step:,}.",
+        f"A LoRA adapter for {_plain(_base_name(config))}, trained by raysft on {data['kept']:,} {_examples(config)}; "
+        f"its weights are those after step {step:,}.",
         "## Base model",
         _table(
             ("", ""),
@@ -39,6 +39,7 @@ def model_card(record: RunRecord, step: int, data: Mapping[str, Any], base_finge
                 ("Model", _base_name(config)),
                 ("Fingerprint", base_fingerprint),
                 ("Weights while training", _weights(config["model"])),
+                *((("Goes on from", config["model"]["adapter"]),) if config["model"].get("adapter") else ()),
             ],
         ),
         "## Data",
@@ -66,12 +67,21 @@ def _header(config: Mapping[str, Any]) -> dict[str, Any]:
         "base_model": _base_name(config),
         "library_name": "peft",
         "pipeline_tag": "text-generation",
-        "tags": ["lora", "sft", "raysft"],
+        "tags": ["lora", _stage(config), "raysft"],
     }
     sets = [_data_set(source["path"]) for source in config["data"]["sources"] if source["path"].startswith(HUB)]
     if sets:
         header["datasets"] = list(dict.fromkeys(sets))
     return header
+
+
+def _stage(config: Mapping[str, Any]) -> str:
+    stage: str = config["train"].get("stage", "sft")
+    return stage
+
+
+def _examples(config: Mapping[str, Any]) -> str:
+    return "pairs of answers by preference (DPO)" if _stage(config) == "dpo" else "examples"
 
 
 def _base_name(config: Mapping[str, Any]) -> str:
@@ -94,14 +104,23 @@ def _weights(model: Mapping[str, Any]) -> str:
 def _settings(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The method and its settings: all of lora and train that is set, and what else changes the result."""
     lora, train = config["lora"], config["train"]
+    if config["model"].get("adapter"):  # its shape is that of the adapter that it goes on from
+        lora = {key: lora[key] for key in ("dropout", "plus_ratio")}
     rows = [
         *((f"lora.{key}", value) for key, value in lora.items()),
         *((f"train.{key}", value) for key, value in train.items()),
+        *((f"preference.{key}", value) for key, value in _preference(config).items()),
         ("data.max_length", config["data"]["max_length"]),
         ("deepspeed.zero_stage", config["deepspeed"]["zero_stage"]),
         ("scaling.num_workers", config["scaling"]["num_workers"]),
     ]
     return [(key, value) for key, value in rows if value is not None]
+
+
+def _preference(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of stage dpo; none where the run was of another."""
+    settings: Mapping[str, Any] = config["preference"] if _stage(config) == "dpo" else {}
+    return settings
 
 
 def _tasks(data: Mapping[str, Any]) -> list[str]:
@@ -147,20 +166,29 @@ def _evaluation(record: RunRecord, step: int) -> list[str]:
         return []
     before = evaluation_at(record, 0)
     old = {} if before is None else {**before["sources"], "": before}
+    of_pairs = _stage(record.config) == "dpo"
+    last, digits = ("accuracy", 3) if of_pairs else ("perplexity", 2)
     rows = [
         (
             name or "all together",
             "" if not name else score["rows"],
             _digits(old[name]["loss"]) if name in old else "not measured",
             _digits(score["loss"]),
-            _digits(score["perplexity"], 2),
+            _digits(score[last], digits),
         )
         for name, score in {**found["sources"], "": found}.items()
     ]
+    about = "Cross-entropy per trained token, in nats, of rows that were not trained."
+    if of_pairs:
+        about = (
+            "DPO loss of pairs that were not trained, log 2 at the start. Accuracy is the share of them in which the "
+            "chosen answer gained more on the start than the rejected one."
+        )
+    first = "Loss at the start" if of_pairs else "Loss of the base"
     return [
         "## Evaluation",
-        "Cross-entropy per trained token, in nats, of rows that were not trained.",
-        _table(("Held-out rows", "Examples", "Loss of the base", "Loss", "Perplexity"), rows),
+        about,
+        _table(("Held-out rows", "Examples", first, "Loss", last.capitalize()), rows),
     ]
 
 

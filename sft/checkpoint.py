@@ -34,11 +34,12 @@ METRICS = "metrics.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Fingerprints:
-    """What a run stands on; a checkpoint is only good for a run with the same."""
+    """What a run stands on; a checkpoint is only good for a run with the same. `adapter` is empty for a fresh one."""
 
     base: str
     template: str
     data: str
+    adapter: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ def _clear(address: str) -> None:
 
 
 def _check_owner(address: str, run: RunState, fingerprints: Fingerprints, config: Mapping[str, Any]) -> None:
-    names = {"base": "base model", "template": "chat template", "data": "data"}
+    names = {"base": "base model", "template": "chat template", "data": "data", "adapter": "start adapter"}
     other = [what for field, what in names.items() if getattr(run.fingerprints, field) != getattr(fingerprints, field)]
     if other:
         raise CheckpointError(

@@ -21,96 +21,7 @@ from sft.errors import ConfigError
 from sft.evaluate_config import EvaluateSection
 from sft.section import Section
 from sft.tracking_config import TrackingSection
-
-ENGINE_MAX_RANK = 512
-"""The highest rank of an adapter that vLLM can be set to serve."""
-
-
-class ModelSection(Section):
-    """The base model."""
-
-    base: str = Field(description="Folder of a checkpoint, or a Hugging Face model id.")
-    base_id: str | None = Field(
-        None, description="The base model's id for users and bundles; by default the last part of `base`."
-    )
-    chat_template: str | None = Field(
-        None, description="A file with the Jinja chat template to use in place of the tokenizer's own."
-    )
-    dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="Type of the frozen base; auto is bfloat16 where the hardware multiplies it, else float32."
-    )
-    quantization: Literal["none", "nf4"] = Field("none", description="nf4 loads the base in 4 bits (QLoRA).")
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="Attention kernel.")
-    gradient_checkpointing: bool = Field(False, description="Trade about a third of the speed for activation memory.")
-
-    @property
-    def id(self) -> str:
-        """The base model's id."""
-        return self.base_id or self.base.rstrip("/").rsplit("/", 1)[-1]
-
-
-class LoraSection(Section):
-    """The adapter."""
-
-    rank: int = Field(16, gt=0, le=ENGINE_MAX_RANK, description="Rank of the update.")
-    alpha: float = Field(32.0, gt=0, description="Scale; the update is multiplied by alpha / rank.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout on the adapter's input.")
-    target_modules: list[str] | Literal["all-linear"] = Field(
-        "all-linear", description="Names of linear modules to adapt, or all-linear."
-    )
-    rslora: bool = Field(False, description="Scale by alpha / sqrt(rank), which keeps high ranks learning (rsLoRA).")
-    dora: bool = Field(False, description="Train each weight row's length apart (DoRA); the result is a merged model.")
-    init: str = Field(
-        "default",
-        pattern=r"^(default|gaussian|pissa|pissa_niter_[1-9][0-9]?)$",
-        description="Start of A and B: default, gaussian, pissa (the base's largest singular directions; doubles the "
-        "bundle's rank), or pissa_niter_N (the same, approximated in N rounds: much faster).",
-    )
-    plus_ratio: float = Field(1.0, gt=0, description="Learning rate of B over that of A (LoRA+); 16 is usual.")
-
-
-class TrainSection(Section):
-    """The optimisation."""
-
-    method: Literal["lora", "full"] = Field(
-        "lora", description="lora trains an adapter on the frozen base; full trains every weight of the base."
-    )
-    epochs: int | None = Field(None, gt=0, description="Passes over the data; 1 where max_steps is not set either.")
-    max_steps: int | None = Field(
-        None,
-        gt=0,
-        description="Stop after so many optimizer steps. Without epochs, training starts before the data was counted.",
-    )
-    global_batch_size: int = Field(16, gt=0, description="Rows per optimizer step, over all workers.")
-    micro_batch_size: int = Field(4, gt=0, description="Rows per forward pass of one worker.")
-    layout: Literal["packed", "padded"] = Field(
-        "packed",
-        description="A row is a pack of examples of up to data.max_length tokens, or one example with padding.",
-    )
-    learning_rate: float = Field(2e-4, gt=0, description="Peak learning rate.")
-    min_learning_rate: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine.")
-    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps with a rising learning rate.")
-    weight_decay: float = Field(0.0, ge=0, description="AdamW weight decay.")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW betas.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Clip the gradient's norm; 0 switches clipping off.")
-    neftune_alpha: float = Field(
-        0.0, ge=0, description="Noise on the embeddings in training (NEFTune); 5 is usual, 0 switches it off."
-    )
-    seed: int = Field(0, ge=0, description="Seed of initialisation, dropout, noise and data order.")
-    on_bad_loss: Literal["stop", "skip"] = Field(
-        "stop", description="What a step without a finite loss and gradient does: stop the run, or be left out of it."
-    )
-
-    @property
-    def whole_epochs(self) -> int | None:
-        """Passes over the data; None where steps alone end the run."""
-        return 1 if self.epochs is None and self.max_steps is None else self.epochs
-
-    @model_validator(mode="after")
-    def _floor_under_peak(self) -> Self:
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(f"min_learning_rate {self.min_learning_rate} is above learning_rate {self.learning_rate}")
-        return self
+from sft.train_config import ENGINE_MAX_RANK, LoraSection, ModelSection, PreferenceSection, TrainSection
 
 
 class DeepSpeedSection(Section):
@@ -201,6 +112,7 @@ class TrainConfig(Section):
     lora: LoraSection = LoraSection()
     data: DataSection
     train: TrainSection = TrainSection()
+    preference: PreferenceSection = PreferenceSection()
     evaluate: EvaluateSection = EvaluateSection()
     tracking: TrackingSection = TrackingSection()
     deepspeed: DeepSpeedSection = DeepSpeedSection()
@@ -216,7 +128,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _combinations(self) -> Self:
-        faults = self._method_faults()
+        faults = [*self._method_faults(), *self._stage_faults(), *self._start_faults()]
         if self.deepspeed.zero_stage == 3 and self.model.quantization != "none":
             faults.append(
                 "deepspeed.zero_stage 3 cannot shard a 4-bit base: use stage 0, 1 or 2, or model.quantization none"
@@ -246,6 +158,47 @@ class TrainConfig(Section):
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    @property
+    def on_pairs(self) -> bool:
+        """Whether the run trains on pairs of answers."""
+        return self.train.stage == "dpo"
+
+    def _stage_faults(self) -> list[str]:
+        """What the chosen stage cannot go with."""
+        sources = [*self.data.sources, *self.evaluate.sources]
+        if not self.on_pairs:
+            of_pairs = [source.label for source in sources if source.format == "preference"]
+            faults = []
+            if of_pairs:
+                faults.append(f"{', '.join(of_pairs)}: format preference is read by train.stage dpo: set it")
+            if self.preference != PreferenceSection():
+                faults.append("preference is read by train.stage dpo: set it, or leave preference out")
+            return faults
+        single = [source.label for source in sources if source.format not in ("auto", "preference")]
+        checked = [
+            (bool(single), f"reads pairs, and {', '.join(single)} is of another format: use format preference or auto"),
+            (self.train.layout == "packed", "has no train.layout packed, for a pair is a row of its own: use padded"),
+            (self.train.method == "full", "compares an adapter with its start: use train.method lora"),
+            (self.train.neftune_alpha > 0, "measures against the base without noise: use train.neftune_alpha 0"),
+            (self.data.mask.prompt_weight > 0, "compares answers to one prompt: use data.mask.prompt_weight 0"),
+        ]
+        return [f"train.stage dpo {fault}" for is_so, fault in checked if is_so]
+
+    def _start_faults(self) -> list[str]:
+        """What an adapter to go on from cannot go with."""
+        if self.model.adapter is None:
+            return []
+        own = {name: value for name, value in self.lora if name not in ("dropout", "plus_ratio")}
+        given = [f"lora.{name}" for name, value in own.items() if value != LoraSection.model_fields[name].default]
+        faults = []
+        if given:
+            faults.append(f"model.adapter brings its own shape and reads no {', '.join(given)}: leave it out")
+        if self.train.method == "full":
+            faults.append("model.adapter cannot start train.method full: merge it into the base, or use method lora")
+        if self.model.adapter_version and self.registry is None:
+            faults.append(f"model.adapter {self.model.adapter} is a version: set the registry that it is in")
+        return faults
 
     def _method_faults(self) -> list[str]:
         """What the chosen method of tuning cannot go with."""

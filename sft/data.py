@@ -76,7 +76,9 @@ Stream = Callable[[DataPlan, Task], Iterator[pa.Table]]
 """Runs a task over the RAW tables of all files, and gives its tables in file and row order."""
 
 
-def plan_data(data: DataSection, base: Path, template: str | None = None, set_aside: float = 0.0) -> DataPlan:
+def plan_data(
+    data: DataSection, base: Path, template: str | None = None, set_aside: float = 0.0, *, pairs: bool = False
+) -> DataPlan:
     """Lists the files of all sources, and reads the evaluation files that rows must not repeat.
 
     Args:
@@ -84,6 +86,7 @@ def plan_data(data: DataSection, base: Path, template: str | None = None, set_as
         base: folder of the base model, whose tokenizer is used.
         template: text of a chat template to use in place of the tokenizer's own.
         set_aside: share of the rows that is not trained but evaluated.
+        pairs: whether the rows are pairs of answers.
 
     Raises:
         StorageError: a source is not there.
@@ -92,7 +95,7 @@ def plan_data(data: DataSection, base: Path, template: str | None = None, set_as
     files = [file for source in data.sources for file in list_files(source.path, source.label)]
     sources = {
         source.label: SourcePlan(
-            RowSpec(source.format, tuple(source.columns.items()), tuple(data.mask.roles)),
+            RowSpec("preference" if pairs else source.format, tuple(source.columns.items()), tuple(data.mask.roles)),
             source.task or "",
             source.cluster or "",
         )
@@ -104,6 +107,7 @@ def plan_data(data: DataSection, base: Path, template: str | None = None, set_as
         history=data.mask.history,
         reasoning=data.mask.reasoning,
         prompt_weight=data.mask.prompt_weight,
+        pairs=pairs,
     )
     return DataPlan(
         files=tuple(files),

@@ -79,13 +79,15 @@ def fingerprints(
     """
     records = np.zeros(len(ids), _NEAR if near else _EXACT)
     forms = [[plain(said(turn)) for turn in conversation.messages] for conversation in conversations]
-    keys = np.frombuffer(b"".join(map(_keys, conversations, forms)), np.dtype(_KEYS))
+    # A pair is told apart by its rejected answer, too; what it answers is the chosen one.
+    rejected = [" ".join(plain(said(turn)) for turn in row.rejected[-1:]) for row in conversations]
+    keys = np.frombuffer(b"".join(map(_keys, conversations, forms, rejected)), np.dtype(_KEYS))
     for name, *_ in _KEYS:
         records[name] = keys[name]
     records["row"] = [row_key(row_id) for row_id in ids]
     records["held_out"] = held_out
     if near:
-        records["signature"] = signatures(list(map(_text, conversations, forms)))
+        records["signature"] = signatures(list(map(_text, conversations, forms, rejected)))
         records["answer_signature"] = signatures([answer for *_, answer in forms])
     return [record.tobytes() for record in records]
 
@@ -149,13 +151,13 @@ def _group(keys: NDArray[np.uint64], order: NDArray[np.int64]) -> tuple[NDArray[
     return group, order[place[begins]]
 
 
-def _text(conversation: Conversation, forms: Sequence[str]) -> str:
+def _text(conversation: Conversation, forms: Sequence[str], rejected: str) -> str:
     """All that a row says. Rows that share a system's turn and tools must not resemble each other by them alone."""
     begin = int(conversation.messages[0].role == "system")
-    return " ".join(filter(None, forms[begin:]))
+    return " ".join(filter(None, [*forms[begin:], rejected]))
 
 
-def _keys(conversation: Conversation, forms: Sequence[str]) -> bytes:
+def _keys(conversation: Conversation, forms: Sequence[str], rejected: str) -> bytes:
     """Hashes a row's prompt, the whole row, and its answer without the reasoning."""
     *turns, last = conversation.messages
     # A form has no other white space than spaces, to which these separators belong.
@@ -165,7 +167,8 @@ def _keys(conversation: Conversation, forms: Sequence[str]) -> bytes:
     prompt_key = _digest("\x1e".join(prompt), 16)
     answer = forms[-1] if last.reasoning is None else plain(said(last, reasoning=False))
     # "Paris." does not contradict "Paris".
-    return prompt_key + _digest(f"{forms[-1]}\x1f{answer}", 16, prompt_key) + _digest(answer.rstrip(" .。"), 8)
+    whole = f"{forms[-1]}\x1f{answer}" + (f"\x1e{rejected}" if rejected else "")
+    return prompt_key + _digest(whole, 16, prompt_key) + _digest(answer.rstrip(" .。"), 8)
 
 
 def _digest(text: str, size: int, prefix: bytes = b"") -> bytes:

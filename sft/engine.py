@@ -15,6 +15,7 @@ from sft import pissa
 from sft.errors import CheckpointError, TrainingError
 from sft.mask import UNTRAINED
 from sft.model import LossModel, trained_parameters
+from sft.reference import as_reference
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's moments, by the names that torch gives them."""
@@ -123,7 +124,7 @@ class Engine:
         self.module.noise_seed = seed
 
     def forward(self, **inputs: Any) -> Tensor:
-        """Runs the model; returns its scalar, or its logits where it generates."""
+        """Runs the model; returns what `LossModel.forward` says."""
         output = self._engine(**inputs)
         assert isinstance(output, Tensor)
         return output
@@ -132,12 +133,19 @@ class Engine:
     def evaluating(self) -> Iterator[None]:
         """Dropout off and no gradients; afterwards all is as it was, random state included."""
         devices = [self.device] if self.device.type == "cuda" else []
+        training = self.module.training
         self._engine.eval()
         try:
             with torch.no_grad(), torch.random.fork_rng(devices):
                 yield
         finally:
-            self._engine.train()
+            self._engine.train(training)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is what it was before the stage's first step, and evaluated."""
+        with self.evaluating(), as_reference(self.module):
+            yield
 
     def backward(self, scaled_loss: Tensor) -> None:
         """Accumulates gradients of a loss that is scaled already; DeepSpeed adds no scaling of its own."""

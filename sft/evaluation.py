@@ -18,34 +18,58 @@ from transformers import DynamicCache
 
 from sft.batch import Layout, Row, collate
 from sft.engine import Engine
-from sft.loop import tensors
 from sft.mask import Example
+from sft.objective import ACCURACY, CROSS_ENTROPY, Objective
 from sft.pack import best_fit
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The held-out loss of some rows. Rule: `total` is the sum of the cross-entropy over `tokens` trained tokens."""
+    """The held-out loss of some rows.
+
+    Rule: `total` is the sum of the cross-entropy over `tokens` trained tokens; of pairs it is the sum of their losses,
+    and `right` says in how many of them the chosen answer's reward is above the rejected one's.
+    """
 
     total: float
     tokens: int
     rows: int
+    right: int | None = None
 
     @property
     def loss(self) -> float:
-        """Mean cross-entropy per trained token, in nats."""
-        return self.total / self.tokens
+        """Mean cross-entropy per trained token, in nats, or mean loss of a pair."""
+        return self.total / (self.tokens if self.right is None else self.rows)
 
     @property
-    def perplexity(self) -> float:
-        """exp(loss), which stays a number for any loss."""
+    def perplexity(self) -> float | None:
+        """exp(loss), which stays a number for any loss; None for pairs."""
+        if self.right is not None:
+            return None
         return math.exp(min(self.loss, 700.0)) if math.isfinite(self.loss) else math.inf
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of pairs whose chosen answer's reward is the higher one; None for other rows."""
+        return None if self.right is None else self.right / self.rows
 
     @staticmethod
     def of(scores: Iterable[Score]) -> Score:
-        """The score of several sources' rows together."""
+        """The score of several sources' rows together, which are all pairs or none."""
         held = list(scores)
-        return Score(math.fsum(s.total for s in held), sum(s.tokens for s in held), sum(s.rows for s in held))
+        right = [score.right for score in held if score.right is not None]
+        return Score(
+            math.fsum(score.total for score in held),
+            sum(score.tokens for score in held),
+            sum(score.rows for score in held),
+            sum(right) if right else None,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The score as plain values, for JSON; with an accuracy where the rows are pairs."""
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        values |= {"loss": self.loss, "perplexity": self.perplexity}
+        return values if self.right is None else {**values, "accuracy": self.accuracy}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +85,8 @@ class Sample:
 class Evaluation:
     """The model after `step` steps; the same on every worker, `seconds` aside.
 
-    Rule: `loss` is that of all sources' trained tokens together, None where no rows are held out; `best` says whether
-    it is the lowest of the run's trained weights so far.
+    Rule: `loss` is that of all sources' trained tokens or pairs together, None where no rows are held out; `best` says
+    whether it is the lowest of the run's trained weights so far.
     """
 
     step: int
@@ -88,18 +112,16 @@ class Evaluation:
         Args:
             answers: the samples' texts.
         """
-        sources = {
-            name: {**asdict(score), "loss": score.loss, "perplexity": score.perplexity}
-            for name, score in self.sources.items()
-        }
+        total = self.total
         return {
             "step": self.step,
             "epoch": self.epoch,
             "loss": self.loss,
-            "perplexity": self.total.perplexity if self.total else None,
+            "perplexity": total.perplexity if total else None,
+            **({"accuracy": total.accuracy} if total and total.right is not None else {}),
             "best": self.best,
             "seconds": self.seconds,
-            "sources": sources,
+            "sources": {name: score.to_dict() for name, score in self.sources.items()},
             "samples": [
                 {"prompt": sample.prompt, "answer": answer, "ended": sample.ended}
                 for sample, answer in zip(self.samples, answers, strict=True)
@@ -130,12 +152,14 @@ class Evaluator:
         engine: the engine.
         plan: what is evaluated.
         rank: this worker's number.
+        objective: what the run minimises.
     """
 
-    def __init__(self, engine: Engine, plan: EvaluationPlan, rank: int) -> None:
+    def __init__(self, engine: Engine, plan: EvaluationPlan, rank: int, objective: Objective = CROSS_ENTROPY) -> None:
         self._engine = engine
         self._plan = plan
         self._rank = rank
+        self._objective = objective
         self._batches = [
             (source, batch)
             for source, examples in plan.sources.items()
@@ -152,22 +176,23 @@ class Evaluator:
 
     def _scores(self) -> dict[str, Score]:
         workers = self._engine.workers
-        sums = torch.zeros(len(self._batches), dtype=torch.float64, device=self._engine.device)
+        names = ("loss", *self._objective.figures)
+        sums = torch.zeros((len(self._batches), len(names)), dtype=torch.float64, device=self._engine.device)
         for first in range(0, len(self._batches), workers):
             # Every worker makes as many passes as the others, which ZeRO-3 needs; the surplus is empty.
             mine = first + self._rank
             batch = self._batches[mine][1] if mine < len(self._batches) else ()
             micro = collate(batch, self._plan.layout, self._plan.pad_id)
-            summed = self._engine.forward(**tensors(micro, self._engine.device))
+            summed, figures = self._objective(self._engine, micro)
             if batch:
-                sums[mine] = summed
+                sums[mine] = torch.cat([summed[None], figures])
         if workers > 1 and len(sums):
             dist.all_reduce(sums)  # of each sum all summands but one are 0, so it is exact
-        by_source: dict[str, list[float]] = {source: [] for source in self._plan.sources}
-        for (source, _), value in zip(self._batches, sums.tolist(), strict=True):
-            by_source[source].append(value)
+        found: dict[str, list[list[float]]] = {source: [] for source in self._plan.sources}
+        for (source, _), values in zip(self._batches, sums.tolist(), strict=True):
+            found[source].append(values)
         return {
-            source: Score(math.fsum(by_source[source]), sum(e.trained_tokens for e in examples), len(examples))
+            source: _score(examples, dict(zip(names, map(math.fsum, zip(*found[source], strict=True)), strict=True)))
             for source, examples in self._plan.sources.items()
         }
 
@@ -197,6 +222,11 @@ class Evaluator:
             ids.append(int(token))
             following = token.reshape(1, 1)
         return Sample(text, tuple(ids), ended=False)
+
+
+def _score(examples: Sequence[Example], sums: Mapping[str, float]) -> Score:
+    right = round(sums[ACCURACY]) if ACCURACY in sums else None
+    return Score(sums["loss"], sum(example.trained_tokens for example in examples), len(examples), right)
 
 
 def together(examples: Sequence[Example], layout: Layout, length: int) -> list[Row]:

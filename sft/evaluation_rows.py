@@ -79,7 +79,7 @@ def held_out_examples(
     """
     found: dict[str, tuple[Example, ...]] = {}
     if section.sources:
-        own = plan_data(_data_section(section, data), plan.base, template)
+        own = plan_data(_data_section(section, data), plan.base, template, pairs=plan.rules.pairs)
         counted = Survey()
         found |= _first(_counted(stream(_without_weights(own), prepare_rows), counted), section.max_rows)
         try:

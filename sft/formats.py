@@ -12,19 +12,22 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sft.messages import Conversation, Message, Reason, Role, RowError
+from sft.pairs import read_pair
 from sft.turns import (
     answer,
     arrange,
     ask,
     kind,
     openai_turn,
+    read_completion,
+    read_prompt,
     read_tools,
     read_turns,
     sharegpt_turn,
     text_value,
 )
 
-FormatName = Literal["auto", "alpaca", "dolly", "flan", "sni", "sharegpt", "openai", "prompt_completion"]
+FormatName = Literal["auto", "alpaca", "dolly", "flan", "sni", "sharegpt", "openai", "prompt_completion", "preference"]
 
 Row = dict[str, Any]
 
@@ -150,17 +153,7 @@ def openai(row: Row, roles: Collection[Role]) -> tuple[Message, ...]:
 
 def prompt_completion(row: Row, roles: Collection[Role]) -> tuple[Message, ...]:
     """Converts `{prompt, completion}`, each a text or a list of messages; of the prompt nothing is trained."""
-    prompt, completion = row.get("prompt"), row.get("completion")
-    messages = (
-        read_turns(prompt, "prompt", openai_turn, ())
-        if isinstance(prompt, list)
-        else [ask(text_value(prompt, "prompt"), "prompt", False)]
-    )
-    messages += (
-        read_turns(completion, "completion", openai_turn, roles)
-        if isinstance(completion, list)
-        else [answer(text_value(completion, "completion"), "completion", "assistant" in roles)]
-    )
+    messages = [*read_prompt(row.get("prompt"), "prompt"), *read_completion(row.get("completion"), "completion", roles)]
     return arrange(messages, "prompt and completion")
 
 
@@ -181,6 +174,7 @@ _FIELDS: dict[str, tuple[str, ...]] = {
     "dolly": ("instruction", "context", "response", "category"),
     "sni": ("Definition", "input", "output", "Categories"),
     "flan": ("inputs", "targets", "task_name"),
+    "preference": ("prompt", "chosen", "rejected"),
 }
 _LEADS: tuple[tuple[str, tuple[str, str]], ...] = (
     ("openai", ("messages", "messages")),
@@ -191,8 +185,10 @@ _LEADS: tuple[tuple[str, tuple[str, str]], ...] = (
     ("sni", ("Definition", "output")),
     ("sni", ("definition", "targets")),
     ("flan", ("inputs", "targets")),
+    ("preference", ("chosen", "rejected")),
 )
-"""The fields that give a format away, the most common first."""
+"""The fields that give a format away, the most common first. Sets of pairs may hold their chosen answers once more as
+`messages`: where pairs are trained, their format is named and not looked for."""
 _COMMON = ("system", "tools", "task", "cluster")
 _SNI = ("Definition", "input", "output")
 _SNI_TABLE = ("definition", "inputs", "targets")
@@ -206,16 +202,19 @@ _CLUSTER_FIELDS: dict[str, tuple[str, ...]] = {**dict.fromkeys(_FIELDS, ("cluste
 
 
 def _convert(row: Row, name: str, spec: RowSpec) -> Conversation:
-    messages = _CONVERTERS[name](row, spec.roles)
+    if name == "preference":
+        messages, rejected = read_pair(row, spec.roles)
+    else:
+        messages, rejected = _CONVERTERS[name](row, spec.roles), ()
     system = row.get("system")
     if system is not None and system != "":
-        first = Message("system", text_value(system, "system"), "system" in spec.roles)
+        first = Message("system", text_value(system, "system"), "system" in spec.roles and not rejected)
         if messages[0].role != "system":
-            messages = (first, *messages)
+            messages, rejected = (first, *messages), (first, *rejected) if rejected else ()
         elif messages[0].content != first.content:
             raise RowError(Reason.ROLE_ORDER, "system", "the messages have another system turn of their own")
     tools = read_tools(row["tools"]) if "tools" in row else ()
-    return Conversation(messages, tools, _label(row, _TASK_FIELDS[name]), _label(row, _CLUSTER_FIELDS[name]))
+    return Conversation(messages, tools, _label(row, _TASK_FIELDS[name]), _label(row, _CLUSTER_FIELDS[name]), rejected)
 
 
 def _exchange(

@@ -29,16 +29,24 @@ class LossHead(nn.Linear):
         made.weight, made.bias = head.weight, head.bias
         return made
 
-    def forward(self, hidden: Tensor, wanted: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hidden: Tensor,
+        wanted: Tensor | None = None,
+        weights: Tensor | None = None,
+        *,
+        each: bool = False,
+    ) -> Tensor:
         """Computes logits or a loss.
 
         Args:
             hidden: last hidden states, shape (..., width); with targets, shape (tokens, width).
             wanted: the token id that each must predict, shape (tokens,).
             weights: weights of those targets, shape (tokens,); None where all are 1.
+            each: give the cross-entropy of every target and not their sum; the layer itself must be frozen.
 
         Returns:
-            Logits of shape (..., vocabulary); with targets a float32 scalar, zero for no tokens.
+            Logits of shape (..., vocabulary); with targets a float32 scalar, zero for no tokens, or shape (tokens,).
         """
         if wanted is None:
             return super().forward(hidden)
@@ -50,8 +58,8 @@ class LossHead(nn.Linear):
         if not torch.is_grad_enabled():
             weight, bias = weight.detach(), bias if bias is None else bias.detach()
         rows = max(1, CHUNK // self.out_features)
-        summed: Tensor = _HeadLoss.apply(hidden, weight, bias, wanted, weights, rows)  # type: ignore[no-untyped-call]
-        return summed
+        made: Tensor = _HeadLoss.apply(hidden, weight, bias, wanted, weights, rows, each)  # type: ignore[no-untyped-call]
+        return made
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -64,8 +72,12 @@ class _HeadLoss(torch.autograd.Function):
         wanted: Tensor,
         weights: Tensor | None,
         rows: int,
+        each: bool,
     ) -> Tensor:
         for_hidden, for_weight, for_bias = ctx.needs_input_grad[:3]
+        # The factors of single targets are not known yet: a weight's gradient, a sum over targets, could not be made.
+        assert not (each and (for_weight or for_bias))
+        every = torch.zeros(len(hidden) if each else 0, dtype=torch.float32, device=hidden.device)
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if for_hidden else None
         # Sums over chunks are float32 whatever the layer's type, as a sum over all tokens at once would be.
@@ -77,7 +89,11 @@ class _HeadLoss(torch.autograd.Function):
             target = wanted[part, None]
             whole = logits.logsumexp(dim=1, keepdim=True)
             losses = whole - logits.gather(1, target)
-            total += (losses if weights is None else losses * weights[part, None]).sum()
+            weighed = losses if weights is None else losses * weights[part, None]
+            if each:
+                every[part] = weighed[:, 0]
+            else:
+                total += weighed.sum()
             if not (for_hidden or for_weight or for_bias):
                 continue
             slope = logits.sub_(whole).exp_()
@@ -96,14 +112,15 @@ class _HeadLoss(torch.autograd.Function):
             grad_weight if grad_weight is None else grad_weight.to(weight.dtype),
             grad_bias if grad_bias is None or bias is None else grad_bias.to(bias.dtype),
         )
-        return total
+        return every if each else total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, factor: Tensor) -> tuple[Tensor | None, ...]:
-        made = tuple(gradient if gradient is None else gradient.mul_(factor) for gradient in ctx.gradients)
+        scale = factor[:, None] if factor.ndim else factor
+        made = tuple(gradient if gradient is None else gradient.mul_(scale) for gradient in ctx.gradients)
         ctx.gradients = None
-        return (*made, None, None, None)
+        return (*made, None, None, None, None)
 
 
 def fit_head(model: Any) -> bool:

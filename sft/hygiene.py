@@ -88,7 +88,12 @@ def plan_hygiene(section: HygieneSection, evaluation: Iterable[tuple[str, Iterab
 
 def screen(conversations: Sequence[Conversation], rules: HygieneRules) -> list[Screened | RowError]:
     """Checks rows one by one: first for text of evaluation files, as it was read, then for personal data."""
-    files = rules.evaluation.find(conversations) if rules.evaluation else [None] * len(conversations)
+    files: list[str | None] = [None] * len(conversations)
+    if rules.evaluation:
+        sides = [(row, side) for row, conversation in enumerate(conversations) for side in conversation.sides]
+        found = rules.evaluation.find([side for _, side in sides])
+        for (row, _), file in zip(sides, found, strict=True):
+            files[row] = files[row] or file
     return [_screen(*pair, rules) for pair in zip(conversations, files, strict=True)]
 
 
@@ -96,9 +101,11 @@ def _screen(conversation: Conversation, file: str | None, rules: HygieneRules) -
     if file is not None and rules.contamination == "drop":
         return RowError(Reason.CONTAMINATED, "", f"the row shares text with the evaluation file {file}")
     try:
-        conversation, kinds = screen_personal(conversation, rules.personal_data)
+        screened = [screen_personal(side, rules.personal_data) for side in conversation.sides]
     except RowError as error:
         return error
+    conversation = conversation.with_sides([side for side, _ in screened])
+    kinds = dict.fromkeys(kind for _, found in screened for kind in found)
     noted = [f"{Reason.CONTAMINATED}:{file}"] if file is not None else []
     return Screened(conversation, (*noted, *(f"{Reason.PERSONAL_DATA}:{kind}" for kind in kinds)))
 

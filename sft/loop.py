@@ -7,19 +7,19 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from sft import loss
-from sft.batch import MicroBatch, WorkerBatch
+from sft.batch import WorkerBatch
 from sft.engine import Engine
 from sft.errors import TrainingError
 from sft.hardware import peak_memory
+from sft.objective import CROSS_ENTROPY, Objective
 from sft.schedule import Cosine
 
 SKIPPED_IN_A_ROW = 5
@@ -49,7 +49,8 @@ class LoopPlan:
 class StepReport:
     """One optimizer step, over all workers.
 
-    Rule: `loss` is the mean cross-entropy per trained token of the global batch, in nats; times are seconds of this
+    Rule: `loss` is the mean over the global batch, of the cross-entropy per trained token, in nats, or of the pairs'
+    losses; `figures` are what the objective tells beside it, means as well. Times are seconds of this
     step on worker 0; `data_wait` is the part of `seconds` spent waiting for the batch; `memory` is the most that worker
     0 has held so far, in bytes. `total_steps` is exact at the end of a run; before it, where packs make it unknown, an
     estimate. `epoch` counts epochs done, such as 1.25. `skipped` counts the steps so far that were left out; such a
@@ -70,6 +71,7 @@ class StepReport:
     memory: int
     skipped: int
     rows: str
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,7 @@ def run_loop(
     save: Callable[[WorkerBatch, StepReport, bool], None],
     bad: Callable[[BadStep], str],
     watch: Callable[[WorkerBatch, StepReport, bool], bool] = lambda *_: False,
+    objective: Objective = CROSS_ENTROPY,
 ) -> None:
     """Trains until the run is done.
 
@@ -115,6 +118,7 @@ def run_loop(
         save: called after the step of a batch when a checkpoint is due, and at the end, which the last argument tells.
         bad: called on every worker for a bad step; says where its rows were written.
         watch: called after every step, before `save`, with whether it is the last by plan; says whether it is the last.
+        objective: what is minimised.
 
     Raises:
         TrainingError: the loss or gradient of a step is not finite; raised on every worker, before a checkpoint.
@@ -129,8 +133,8 @@ def run_loop(
         after = plan.done(batch.after, step + 1)
         rate = plan.schedule.rate(plan.done(batch.before, step), after)
         engine.set_learning_rate(rate)
-        losses, total = _train_step(engine, batch)
-        mean = total / (batch.weight or 1.0)
+        losses, totals = _train_step(engine, batch, objective)
+        mean, *figures = (total / (batch.weight or 1.0) for total in totals)
         norm = engine.grad_norm() if loss.finite(mean) else mean
         if loss.finite(mean) and loss.finite(norm):
             in_a_row = 0
@@ -155,6 +159,7 @@ def run_loop(
             memory=peak_memory(engine.device),
             skipped=skipped,
             rows=f"{batch.trace:016x}",
+            figures=dict(zip(objective.figures, figures, strict=True)),
         )
         report(done)
         last = watch(batch, done, after >= 1) or after >= 1
@@ -164,27 +169,27 @@ def run_loop(
             return
 
 
-def _train_step(engine: Engine, batch: WorkerBatch) -> tuple[list[float], float]:
+def _train_step(engine: Engine, batch: WorkerBatch, objective: Objective) -> tuple[list[float], list[float]]:
     """Runs one global batch and steps the optimizer, unless the loss is not finite.
 
     Returns:
-        The cross-entropy sum of each micro-batch, and their total over all workers.
+        The loss sum of each micro-batch, and the total of all over all workers with those of the figures.
     """
     factor = loss.normaliser(batch.weight, engine.workers)
     sums = []
     for number, micro in enumerate(batch.micro_batches, start=1):
-        summed = engine.forward(**tensors(micro, engine.device))
+        summed, figures = objective(engine, micro)
         engine.backward(summed * factor)
-        sums.append(summed.detach())
+        sums.append(torch.cat([summed.detach()[None], figures]))
         if number < len(batch.micro_batches):
             engine.step()
     each = torch.stack(sums).double()
-    total = each.sum()
+    totals = each.sum(dim=0)
     if engine.workers > 1:
-        dist.all_reduce(total)
-    if loss.finite(total.item()):
+        dist.all_reduce(totals)
+    if loss.finite(totals[0].item()):
         engine.step()
-    return each.tolist(), float(total.item())
+    return each[:, 0].tolist(), totals.tolist()
 
 
 def _leave_out(engine: Engine, updates: int) -> None:
@@ -233,18 +238,6 @@ def _stop(fault: BadStep, where: str, in_a_row: int, plan: LoopPlan) -> None:
             f"the {what}, and {in_a_row} steps in a row were bad: this is more than single rows. The last checkpoint "
             f"is good; the ids of the rows are in {where} and its neighbours. Lower train.learning_rate"
         )
-
-
-def tensors(micro: MicroBatch, device: torch.device) -> dict[str, Tensor | None]:
-    """A micro-batch as the model's arguments."""
-    arrays = {
-        "input_ids": micro.input_ids,
-        "labels": micro.labels,
-        "position_ids": micro.position_ids,
-        "attention_mask": micro.attention_mask,
-        "weights": micro.weights,
-    }
-    return {name: None if array is None else torch.tensor(array, device=device) for name, array in arrays.items()}
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -29,17 +29,27 @@ class Example:
 
     Rule: all have shape (tokens,); `labels[i]` is `input_ids[i]` or -100, unshifted; the first label is -100; at least
     one label is trained. `weights` is each label's weight in the loss; None where all trained labels count the same.
+    A pair holds two documents, of which each is as described: the chosen one, and from `second` on the rejected one.
     """
 
     id: str
     input_ids: Ids
     labels: Ids
     weights: npt.NDArray[np.float32] | None = None
+    second: int | None = None
 
     @property
     def trained_tokens(self) -> int:
         """How many tokens carry a label."""
         return int(np.count_nonzero(self.labels != UNTRAINED))
+
+    @property
+    def documents(self) -> tuple[Example, ...]:
+        """A pair as its two documents, the chosen one first; any other example as the one that it is."""
+        if self.second is None:
+            return (self,)
+        parts = (slice(None, self.second), slice(self.second, None))
+        return tuple(Example(self.id, self.input_ids[part], self.labels[part]) for part in parts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -50,8 +50,9 @@ class MemoryPlan:
 
     Rule: with `full` the base's weights are trained, in float32, and there is no adapter. `trained_share` is the share
     of tokens that are trained. A micro-batch has `micro_batch_size` rows of `max_length` tokens; packed, they lie in
-    one row. `bucket` counts the numbers of a buffer through which DeepSpeed reduces gradients. With `logits_at_once`
-    the loss is made of so many logits at a time; with `fused` an adapter keeps its input in the hidden states' type.
+    one row; a pair is two `documents` of that length. `bucket` counts the numbers of a buffer through which DeepSpeed
+    reduces gradients. With `logits_at_once` the loss is made of so many logits at a time; with `fused` an adapter keeps
+    its input in the hidden states' type.
     """
 
     dtype: Literal["bfloat16", "float32"]
@@ -75,11 +76,17 @@ class MemoryPlan:
     full: bool = False
     logits_at_once: int | None = None
     fused: bool = False
+    documents: int = 1
+
+    @property
+    def rows(self) -> int:
+        """Documents of a micro-batch."""
+        return self.micro_batch_size * self.documents
 
     @property
     def tokens(self) -> int:
         """Tokens of the largest micro-batch."""
-        return self.micro_batch_size * self.max_length
+        return self.rows * self.max_length
 
     @property
     def stream_bytes(self) -> int:
@@ -266,14 +273,14 @@ def _masks(plan: MemoryPlan) -> int:
     """The mask that all layers share, a byte for each pair of tokens."""
     if plan.attention == "flash_attention_2":
         return 0
-    return plan.tokens**2 if plan.packed else plan.micro_batch_size * plan.max_length**2
+    return plan.tokens**2 if plan.packed else plan.rows * plan.max_length**2
 
 
 def _logits(base: Architecture, plan: MemoryPlan) -> int:
     """Log-probabilities with two gradients of theirs, in float32, at trained positions."""
     share = plan.trained_share
     if not plan.packed:  # a position is computed for all rows of a micro-batch where any is trained
-        share *= plan.micro_batch_size
+        share *= plan.rows
     positions = min(share, 1.0) * plan.tokens
     if plan.logits_at_once is None:
         return int(3 * FLOAT * positions * base.vocabulary)

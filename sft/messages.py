@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ class Reason(StrEnum):
     NOT_MASKABLE = "not_maskable"
     TOO_LONG = "too_long"
     NO_TRAINED_TOKEN = "no_trained_token"
+    CHOSEN_EQUALS_REJECTED = "chosen_equals_rejected"
+    PROMPTS_DIFFER = "prompts_differ"
     DUPLICATE = "duplicate"
     NEAR_DUPLICATE = "near_duplicate"
     CONTRADICTION = "contradiction"
@@ -112,10 +114,23 @@ class Conversation:
 
     Rule: system at most once and first; then the user and the assistant in turn, where the results of tool calls
     follow the turn that made them; at least one turn is trained; the last turn is trained. `tools` are OpenAI tool
-    definitions. `task` and `cluster` are the row's own, None where it names none.
+    definitions. `task` and `cluster` are the row's own, None where it names none. A pair has the conversation with the
+    rejected answer in `rejected`, of the same prompt; it is empty in every other row.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
     task: str | None = None
     cluster: str | None = None
+    rejected: tuple[Message, ...] = ()
+
+    @property
+    def sides(self) -> tuple[Conversation, ...]:
+        """A pair as two conversations, the chosen one first; any other row as the one that it is."""
+        if not self.rejected:
+            return (self,)
+        return replace(self, rejected=()), replace(self, messages=self.rejected, rejected=())
+
+    def with_sides(self, sides: Sequence[Conversation]) -> Conversation:
+        """The row with other messages, in the order of `sides`."""
+        return replace(self, messages=sides[0].messages, rejected=sides[1].messages if self.rejected else ())

@@ -6,7 +6,7 @@ Trained weights are float32 whatever the base's type: small updates to bfloat16 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from sft.head import LossHead, fit_head
 from sft.lora_linear import fuse_lora
 from sft.mask import UNTRAINED
 from sft.neftune import noise
+from sft.reference import keep_start
 
 Dtype = Literal["auto", "bfloat16", "float32"]
 
@@ -48,7 +49,8 @@ class LoraPlan:
 class ModelPlan:
     """How to load the base model, and what of it is trained; small, picklable, and the same on every worker.
 
-    Rule: with method full, `lora` is not read.
+    Rule: with method full, `lora` is not read. With `reference` a start other than the base is kept beside the adapter,
+    for a preference stage.
     """
 
     base: Path
@@ -60,6 +62,7 @@ class ModelPlan:
     lora: LoraPlan
     method: Literal["lora", "full"] = "lora"
     neftune_alpha: float = 0.0
+    reference: bool = False
 
 
 class LossModel(nn.Module):
@@ -93,9 +96,11 @@ class LossModel(nn.Module):
         attention_mask: Tensor | None = None,
         weights: Tensor | None = None,
         cache: Any = None,
+        by_row: bool = False,
     ) -> Tensor:
         """Returns the cross-entropy sum, a float32 scalar; arguments as in `sft.batch.MicroBatch`.
 
+        With `by_row` it is the sum of each row, shape (rows,), without weights and with a frozen output layer.
         Without labels it takes the next tokens of one text and the cache of those before, which it fills, and returns
         the logits of what follows, shape (vocabulary,).
         """
@@ -105,7 +110,7 @@ class LossModel(nn.Module):
             next_logits: Tensor = following.logits[0, -1]
             return next_logits
         assert position_ids is not None  # labels come with their positions
-        wanted = loss.targets(labels)
+        wanted = by_label = loss.targets(labels)
         shifted = None if weights is None else loss.target_weights(weights)
         with self._precision(input_ids.device.type):
             extra: dict[str, Any] = {"attention_mask": attention_mask}
@@ -129,10 +134,14 @@ class LossModel(nn.Module):
                 trained = (wanted != UNTRAINED).flatten()
                 hidden = causal.base_model(**inputs).last_hidden_state.flatten(0, 1)[trained]
                 parts = None if shifted is None else shifted.flatten()[trained]
-                summed: Tensor = head(hidden, wanted.flatten()[trained], parts)
-                return summed
+                found: Tensor = head(hidden, wanted.flatten()[trained], parts, each=by_row)
+                return loss.row_sums(found, by_label) if by_row else found
             positions = loss.trained_positions(wanted)
             logits = self.model(**inputs, logits_to_keep=positions).logits
+        if by_row:
+            kept = wanted[:, positions].flatten()
+            trained = kept != UNTRAINED
+            return loss.row_sums(loss.cross_entropies(logits.flatten(0, 1)[trained], kept[trained]), by_label)
         return loss.cross_entropy_sum(logits, wanted[:, positions], None if shifted is None else shifted[:, positions])
 
     def _inputs(self, ids: Tensor, positions: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
@@ -147,22 +156,29 @@ class LossModel(nn.Module):
         return torch.autocast(device, self._autocast, cache_enabled=False) if self._autocast else nullcontext()
 
 
-def build_model(plan: ModelPlan, *, device: torch.device | str = "cpu", base: Any = None) -> LossModel:
-    """Loads the base, and makes all its weights trainable or freezes it and adds a fresh adapter.
+def build_model(
+    plan: ModelPlan,
+    *,
+    device: torch.device | str = "cpu",
+    base: Any = None,
+    start: Mapping[str, Tensor] | None = None,
+) -> LossModel:
+    """Loads the base, and makes all its weights trainable or freezes it and adds an adapter.
 
-    An adapter starts as `LoraPlan.init` says: A random by torch's current seed and B zero, or PiSSA's.
+    A fresh adapter starts as `LoraPlan.init` says: A random by torch's current seed and B zero, or PiSSA's.
 
     Args:
         plan: what to build.
         device: where it will run.
         base: the base model, where it is not to be loaded from the plan's folder.
+        start: weights that the adapter starts from, by their names in files; None for a fresh one.
 
     Raises:
         ModelError: the base cannot be loaded, or `lora` does not fit it.
     """
     dtype = resolve_dtype(plan.dtype, torch.device(device))
     base = _load(plan, dtype, device) if base is None else base
-    model = base if plan.method == "full" else _adapted(base, plan, device)
+    model = base if plan.method == "full" else _adapted(base, plan, device, start)
     if plan.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
         model.enable_input_require_grads()
@@ -196,7 +212,7 @@ def _load(plan: ModelPlan, dtype: torch.dtype, device: torch.device | str) -> An
     return base
 
 
-def _adapted(base: Any, plan: ModelPlan, device: torch.device | str) -> PeftModel:
+def _adapted(base: Any, plan: ModelPlan, device: torch.device | str, start: Mapping[str, Tensor] | None) -> PeftModel:
     lora = plan.lora
     targets = lora.target_modules
     config = LoraConfig(
@@ -220,8 +236,23 @@ def _adapted(base: Any, plan: ModelPlan, device: torch.device | str) -> PeftMode
             raise ModelError(f"lora.target_modules {targets}: {name} is no linear module's; name linear modules alone")
     if lora.init.startswith("pissa"):
         pissa.start(model, lora.init, device)
+    if start is not None:
+        _fill(model, start)
+        if plan.reference:
+            keep_start(model)
     fuse_lora(model)
     return model
+
+
+def _fill(model: PeftModel, weights: Mapping[str, Tensor]) -> None:
+    """Gives an adapter these weights."""
+    own = {_file_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if {name: parameter.shape for name, parameter in own.items()} != {
+        name: weight.shape for name, weight in weights.items()
+    }:
+        raise ModelError("model.adapter has weights of other modules or shapes than its own adapter_config.json says")
+    for name, parameter in own.items():
+        parameter.data = weights[name].to(parameter.device, torch.float32, copy=True)
 
 
 def _drops(model: nn.Module) -> bool:

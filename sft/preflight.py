@@ -27,6 +27,7 @@ from sft.head import CHUNK
 from sft.memory import GIB, GPUS, TIGHT, WITHOUT_BFLOAT16, Estimate, MemoryPlan, estimate, remedies
 from sft.nodes import Node, differences, nodes, versions
 from sft.run import check_run, run_folder
+from sft.start import start_of
 from sft.survey import Survey
 
 State = Literal["ok", "warning", "fault"]
@@ -89,6 +90,7 @@ class _Known:
     """What checks have found out so far, for the later ones."""
 
     base: Path | None = None
+    template: str | None = None
     share: float = UNKNOWN_SHARE
     nodes: list[Node] = field(default_factory=list)
     memory: Estimate | None = None
@@ -110,6 +112,7 @@ def preflight(config: TrainConfig, further: Sequence[tuple[str, Check]] = ()) ->
         ("config", lambda: _config(config)),
         ("base", lambda: _base(config, known)),
         ("template", lambda: _template(config, known)),
+        ("adapter", lambda: _adapter(config, known)),
         ("data", lambda: _data(config, known)),
         ("storage", lambda: _storage(config)),
         *further,
@@ -177,11 +180,24 @@ def _template(config: TrainConfig, known: _Known) -> Iterator[Finding]:
         quick=data.tokenizer == "auto",
     )
     ends = ", ".join(made.template.stop_tokens)
+    known.template = made.template.fingerprint
     yield Finding("template", "ok", f"proven to be masked exactly; an answer ends with {ends}")
 
 
+def _adapter(config: TrainConfig, known: _Known) -> Iterator[Finding]:
+    address = config.model.adapter
+    if address is None or known.base is None or known.template is None:
+        return
+    if config.model.adapter_version is not None:
+        yield Finding("adapter", "warning", f"{address} is read when the run starts", "see that it is in the registry")
+        return
+    start = start_of(config, known.base, known.template)
+    if start is not None:
+        yield Finding("adapter", "ok", f"goes on from {address}, of rank {start.lora.rank}")
+
+
 def _data(config: TrainConfig, known: _Known) -> Iterator[Finding]:
-    plan = plan_data(config.data, known.base or Path())
+    plan = plan_data(config.data, known.base or Path(), pairs=config.on_pairs)
     size = sum(file.size for file in plan.files)
     text = f"{len(plan.files)} file(s), {size / 1e6:,.1f} MB"
     if known.base is None:
@@ -369,6 +385,7 @@ def memory_plan(config: TrainConfig, trained_share: float) -> MemoryPlan:
         full=train.method == "full",
         logits_at_once=CHUNK,
         fused=_fused(config),
+        documents=2 if config.on_pairs else 1,
     )
 
 

@@ -54,6 +54,8 @@ def make_product(
         "evaluation": evaluation_at(record, run.step),
         "config": run.config,
     }
+    if config.model.adapter is not None:
+        lineage["start"] = {"adapter": config.model.adapter, "weights": prints.adapter}
     try:
         if config.makes_model:
             write_model(

@@ -44,7 +44,8 @@ def read_record(folder: RunFolder) -> RunRecord:
 def evaluation_at(record: RunRecord, step: int) -> dict[str, Any] | None:
     """The held-out losses after a step, without the samples; None where none were measured then."""
     found = next((made for made in record.evaluations if made["step"] == step and made["loss"] is not None), None)
-    return {key: found[key] for key in ("step", "loss", "perplexity", "sources")} if found else None
+    kept = ("step", "loss", "perplexity", "accuracy", "sources")
+    return {key: found[key] for key in kept if key in found} if found else None
 
 
 def _by_step(lines: bytes | None) -> tuple[dict[str, Any], ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sft import storage
-from sft.evaluation import Evaluation
+from sft.evaluation import Evaluation, Score
 from sft.loop import StepReport
 from sft.trackers import Trackers
 
@@ -23,6 +23,8 @@ SAMPLE_CHARACTERS = 100
 """Characters of a prompt and of an answer in the terminal; the run's folder has them whole."""
 SOURCES_SHOWN = 6
 """Sources of a held-out loss in the terminal."""
+SHOWN_FIGURES = ("margin", "accuracy")
+"""What a stage tells beside the loss that a progress line shows; the metrics hold all."""
 
 
 class Reporter:
@@ -141,6 +143,7 @@ def progress_line(report: StepReport, recent: list[StepReport], evaluating: floa
             f"step {report.step:>{width}}/{report.total_steps}",
             f"epoch {report.epoch:.2f}",
             f"loss {report.loss:.4f}",
+            *(f"{name} {report.figures[name]:.3f}" for name in SHOWN_FIGURES if name in report.figures),
             f"grad {report.grad_norm:.2f}",
             f"lr {report.learning_rate:.2e}",
             f"{sum(step.trained_tokens for step in recent) / seconds:,.0f} trained tok/s",
@@ -159,9 +162,10 @@ def evaluation_lines(evaluation: Evaluation, answers: Sequence[str]) -> list[str
     if total is not None:
         shown = sorted(evaluation.sources.items(), key=lambda named: -named[1].tokens)[:SOURCES_SHOWN]
         more = len(evaluation.sources) - len(shown)
-        by_source = ", ".join(f"{name} {score.loss:.4f}" for name, score in shown)
+        by_source = ", ".join(f"{name} {_scored(score)}" for name, score in shown)
         lines.append(
-            f"step {evaluation.step} evaluated  held-out loss {total.loss:.4f}  perplexity {total.perplexity:.2f}"
+            f"step {evaluation.step} evaluated  held-out loss {_scored(total)}"
+            + (f"  perplexity {total.perplexity:.2f}" if total.perplexity is not None else "")
             + (f"  ({by_source}{f' and {more} more' if more else ''})" if len(evaluation.sources) > 1 else "")
             + ("  best so far" if evaluation.best else "")
             + f"  in {clock(evaluation.seconds)}"
@@ -171,6 +175,11 @@ def evaluation_lines(evaluation: Evaluation, answers: Sequence[str]) -> list[str
         for sample, answer in zip(evaluation.samples, answers, strict=True)
     ]
     return lines
+
+
+def _scored(score: Score) -> str:
+    """A loss, with the share of pairs that are ranked rightly where the rows are pairs."""
+    return f"{score.loss:.4f}" + (f" accuracy {score.accuracy:.3f}" if score.accuracy is not None else "")
 
 
 def step_values(report: StepReport) -> dict[str, float]:
@@ -185,6 +194,7 @@ def step_values(report: StepReport) -> dict[str, float]:
         "speed/tokens_per_s": report.tokens / seconds,
         "speed/data_wait": report.data_wait / seconds,
         "memory/gib": report.memory / (1 << 30),
+        **{f"train/{name}": value for name, value in report.figures.items()},
     }
 
 
@@ -193,8 +203,12 @@ def evaluation_values(evaluation: Evaluation) -> dict[str, float]:
     total = evaluation.total
     if total is None:
         return {}
-    by_source = {f"held_out/loss/{name}": score.loss for name, score in evaluation.sources.items()}
-    return {"held_out/loss": total.loss, "held_out/perplexity": total.perplexity, **by_source}
+    named = {"": total, **{f"/{name}": score for name, score in evaluation.sources.items()}}
+    values = {f"held_out/loss{name}": score.loss for name, score in named.items()}
+    if total.perplexity is not None:
+        values["held_out/perplexity"] = total.perplexity
+    ranked = {name: score.accuracy for name, score in named.items() if score.accuracy is not None}
+    return values | {f"held_out/accuracy{name}": accuracy for name, accuracy in ranked.items()}
 
 
 def clock(seconds: float) -> str:
@@ -211,8 +225,9 @@ def metrics_line(report: StepReport) -> str:
 
 
 def _report(values: dict[str, Any]) -> StepReport:
+    figures = {key: math.nan if value is None else value for key, value in values.pop("figures", {}).items()}
     known: dict[str, Any] = {key: math.nan if value is None else value for key, value in values.items()}
-    return StepReport(**known)
+    return StepReport(**known, figures=figures)
 
 
 def _short(text: str) -> str:

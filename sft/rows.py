@@ -24,8 +24,10 @@ from sft.holdout import HoldOut
 from sft.hygiene import Found, HygieneRules, screen
 from sft.mask import Example, Flags, Masked, mask
 from sft.messages import Conversation, Reason, RowError
+from sft.pairs import SIDES, join, on_side
 from sft.set_aside import content_hash, is_set_aside
 from sft.spans import Rendered
+from sft.tokens import Places
 
 PREPARED = pa.schema(
     [
@@ -39,13 +41,15 @@ PREPARED = pa.schema(
         ("input_ids", pa.list_(pa.int32())),
         ("labels", pa.list_(pa.int32())),
         ("weights", pa.list_(pa.float32())),
+        ("second", pa.int32()),
         ("reason", pa.string()),
         ("field", pa.string()),
         ("message", pa.string()),
     ]
 )
 """A row's fate: kept rows have ids and labels and an empty `reason`; the others empty lists and a reason. `flags` name
-what was noticed of a row that was kept, such as `truncated`. `weights` is null where all labels count the same."""
+what was noticed of a row that was kept, such as `truncated`. `weights` is null where all labels count the same, and
+`second` where a row is no pair (`sft.mask.Example`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +63,14 @@ class SourcePlan:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How conversations become examples."""
+    """How conversations become examples. With `pairs` all rows are pairs of answers, and without none is."""
 
     max_length: int
     truncate: bool
     history: Literal["refuse", "split"] = "refuse"
     reasoning: bool = True
     prompt_weight: float = 0.0
+    pairs: bool = False
 
 
 def prepare(
@@ -80,7 +85,7 @@ def prepare(
 ) -> pa.Table:
     """Makes a PREPARED table of a RAW one: converts, leaves out, renders, masks and tokenises.
 
-    Every row gives one row, in order; a conversation that is split gives one for each trained turn.
+    Every row gives one row, in order; a conversation that is split gives one for each trained turn, a pair one.
 
     Args:
         table: RAW rows; further columns are handed on.
@@ -93,6 +98,8 @@ def prepare(
         set_aside: share of the rows that is not trained but evaluated.
     """
     rows = _convert(table, sources)
+    if not rules.pairs:
+        rows = [_no_pair(row) for row in rows]
     if set_aside:
         rows = [_set_aside(row, set_aside) for row in rows]
     if hold_out:
@@ -105,27 +112,46 @@ def prepare(
     fates: list[_Fate] = []
     for number, row in enumerate(rows):
         if row.conversation is None:
-            fates.append(_Fate(number, row.id, row, None, row.error))
+            fates.append(_Fate(number, row.id, row, (), row.error))
             continue
         try:
+            if rules.pairs:
+                fates.append(_Fate(number, row.id, row, _both(row.conversation, base, rules), None))
+                continue
             texts = base.template.examples(row.conversation, history=rules.history, reasoning=rules.reasoning)
             if row.escaped:
                 _check_unicode(texts)
         except RowError as error:
-            fates.append(_Fate(number, row.id, row, None, error))
+            fates.append(_Fate(number, row.id, row, (), error))
             continue
         fates += [
-            _Fate(number, row.id if text.turn is None else f"{row.id}#{text.turn}", row, text, None) for text in texts
+            _Fate(number, row.id if text.turn is None else f"{row.id}#{text.turn}", row, (text,), None)
+            for text in texts
         ]
     masked = mask(
         base.encoder,
-        [fate.rendered for fate in fates if fate.rendered is not None],
+        [text for fate in fates for text in fate.texts],
         max_length=rules.max_length,
         truncate=rules.truncate,
         prompt_weight=rules.prompt_weight,
         stop_ids=base.stop_ids,
     )
-    return _prepared_table(table, fates, masked)
+    return _prepared_table(table, fates, *(join(masked) if rules.pairs else (masked, None)))
+
+
+def _both(pair: Conversation, base: BaseTokenizer, rules: Rules) -> tuple[Rendered, ...]:
+    """The two texts of a pair."""
+    made: list[Rendered] = []
+    for side, conversation in zip(SIDES, pair.sides, strict=True):
+        try:
+            texts = base.template.examples(conversation, history=rules.history, reasoning=rules.reasoning)
+            _check_unicode(texts)
+        except RowError as error:
+            raise on_side(error, side) from None
+        if len(texts) > 1:
+            raise RowError(Reason.NOT_MASKABLE, side, "the template rewrites earlier turns of this answer")
+        made += texts
+    return tuple(made)
 
 
 def records(
@@ -181,6 +207,13 @@ def _convert(table: pa.Table, sources: Mapping[str, SourcePlan]) -> list[_Row]:
     return rows
 
 
+def _no_pair(row: _Row) -> _Row:
+    if row.conversation is None or not row.conversation.rejected:
+        return row
+    error = RowError(Reason.UNKNOWN_FORMAT, "rejected", "a pair of answers is trained by train.stage dpo")
+    return row._replace(conversation=None, error=error)
+
+
 def _held_out(row: _Row, hold_out: HoldOut) -> _Row:
     if row.conversation is None or not hold_out.holds(row.cell):
         return row
@@ -230,12 +263,18 @@ def examples(table: pa.Table) -> list[Example]:
     """Takes the kept rows of a PREPARED table as examples, in order."""
     kept = table.filter(pa.compute.equal(table.column("reason"), ""))
     made: list[Example] = []
-    for batch in kept.select(["id", "input_ids", "labels", "weights"]).to_batches():
+    for batch in kept.select(["id", "input_ids", "labels", "weights", "second"]).to_batches():
         ids = batch.column("id").to_pylist()
         inputs, labels, weights = (batch.column(name) for name in ("input_ids", "labels", "weights"))
         edges = inputs.offsets.to_numpy()
         flat = [column.values.to_numpy(zero_copy_only=False) for column in (inputs, labels)]
-        if weights.null_count:
+        second = batch.column("second")
+        if not second.null_count:
+            made += [
+                Example(name, flat[0][a:b], flat[1][a:b], None, cut)
+                for name, a, b, cut in zip(ids, edges[:-1], edges[1:], second.to_pylist(), strict=True)
+            ]
+        elif weights.null_count:
             made += [
                 Example(name, flat[0][a:b], flat[1][a:b]) for name, a, b in zip(ids, edges[:-1], edges[1:], strict=True)
             ]
@@ -279,18 +318,18 @@ def _check_unicode(texts: Sequence[Rendered]) -> None:
 
 
 class _Fate(NamedTuple):
-    """What has become of a row: the number of the row it came from, and a text or an error."""
+    """What has become of a row: the number of the row it came from, and its text, or two of a pair, or an error."""
 
     number: int
     id: str
     row: _Row
-    rendered: Rendered | None
+    texts: tuple[Rendered, ...]
     error: RowError | None
 
 
-def _prepared_table(table: pa.Table, fates: Sequence[_Fate], masked: Masked) -> pa.Table:
+def _prepared_table(table: pa.Table, fates: Sequence[_Fate], masked: Masked, second: Places | None) -> pa.Table:
     origin = table.drop(["raw"]).take(pa.array([fate.number for fate in fates], pa.int64()))
-    rendered = np.fromiter((fate.rendered is not None for fate in fates), np.bool_, len(fates))
+    rendered = np.fromiter((bool(fate.texts) for fate in fates), np.bool_, len(fates))
     errors = [fate.error for fate in fates]
     for place, error in zip(np.flatnonzero(rendered), masked.errors, strict=True):
         errors[place] = error
@@ -310,6 +349,7 @@ def _prepared_table(table: pa.Table, fates: Sequence[_Fate], masked: Masked) -> 
         "weights": pa.nulls(len(fates), pa.list_(pa.float32()))
         if masked.weights is None
         else pa.ListArray.from_arrays(starts, masked.weights),
+        "second": _seconds(len(fates), rendered, second),
         "reason": pa.array([str(error.reason) if error else "" for error in errors], pa.string()),
         "field": pa.array([error.field if error else "" for error in errors], pa.string()),
         "message": pa.array([error.message if error else "" for error in errors], pa.string()),
@@ -317,6 +357,14 @@ def _prepared_table(table: pa.Table, fates: Sequence[_Fate], masked: Masked) -> 
     further = [table.schema.field(name) for name in table.column_names if name not in RAW.names]
     schema = pa.schema([*PREPARED, *further])
     return pa.table([columns[field.name] for field in schema], schema=schema)
+
+
+def _seconds(count: int, rendered: Flags, second: Places | None) -> pa.Array:
+    if second is None:
+        return pa.nulls(count, pa.int32())
+    filled = np.zeros(count, np.int32)
+    filled[rendered] = second
+    return pa.array(filled, mask=~rendered)
 
 
 def _flags(fates: Sequence[_Fate], truncated: Flags, errors: Sequence[RowError | None]) -> pa.Array:

@@ -69,6 +69,7 @@ def page(record: RunRecord, status: Status) -> str:
         best=min((made for made in evaluations if made["step"] > 0), key=lambda made: made["loss"], default=None),
         samples=_samples(record.evaluations),
         settings=_settings(record.config),
+        on_pairs=_on_pairs(record.config),
         style=(PAGES / "run.css").read_text(encoding="utf-8"),
     )
 
@@ -101,11 +102,11 @@ def _plots(record: RunRecord) -> list[Plot]:
         (name, [(made["step"], made["sources"][name]["loss"]) for made in evaluations if name in made["sources"]])
         for name in sources
     ]
+    unit = "of a pair" if _on_pairs(record.config) else "nats per trained token"
     plots = [
-        draw("Loss", "nats per trained token", [("training", of("loss")), ("held out", held_out)], dotted=["held out"]),
-        draw("Held-out loss by source", "nats per trained token", by_source, dotted=sources)
-        if len(sources) > 1
-        else None,
+        draw("Loss", unit, [("training", of("loss")), ("held out", held_out)], dotted=["held out"]),
+        draw("Held-out loss by source", unit, by_source, dotted=sources) if len(sources) > 1 else None,
+        *_preference_plots(record, draw),
         draw("Learning rate", "of each step", [("learning rate", of("learning_rate"))], from_zero=True),
         draw("Gradient norm", "before clipping", [("gradient norm", of("grad_norm"))], from_zero=True),
         draw(
@@ -117,6 +118,28 @@ def _plots(record: RunRecord) -> list[Plot]:
         draw("Data wait", "share of each step", [("data wait", of("data_wait", "seconds"))], from_zero=True),
     ]
     return [made for made in plots if made is not None]
+
+
+def _preference_plots(record: RunRecord, draw: Callable[..., Plot | None]) -> list[Plot | None]:
+    """What a run on pairs tells beside its loss."""
+    if not _on_pairs(record.config):
+        return []
+
+    def of(name: str) -> list[tuple[float, float | None]]:
+        return [(step["step"], step["figures"][name]) for step in record.steps]
+
+    held_out = [(made["step"], made["accuracy"]) for made in record.evaluations if made["loss"] is not None]
+    rewards = [("chosen", of("chosen_reward")), ("rejected", of("rejected_reward")), ("margin", of("margin"))]
+    right = [("training", of("accuracy")), ("held out", held_out)]
+    return [
+        draw("Rewards", "gain on the start, times beta", rewards),
+        draw("Accuracy", "pairs whose chosen answer gained more", right, dotted=["held out"], from_zero=True),
+    ]
+
+
+def _on_pairs(config: Mapping[str, Any]) -> bool:
+    on_pairs: bool = config.get("train", {}).get("stage") == "dpo"
+    return on_pairs
 
 
 def _samples(evaluations: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Answer]]]:

@@ -16,7 +16,7 @@ from sft.base import BaseTokenizer, locate, read_template
 from sft.checkpoint import Fingerprints, read_metrics
 from sft.checkpoint_store import CheckpointStore
 from sft.cluster import connect, shortage
-from sft.config import TrainConfig, TrainSection
+from sft.config import TrainConfig
 from sft.data import DataPlan, here, on_ray, plan_data, prepare_rows
 from sft.ending import ending
 from sft.errors import ConfigError, TrainingError
@@ -28,12 +28,15 @@ from sft.listener import Listener
 from sft.model import LoraPlan, ModelPlan
 from sft.model_folder import MANIFEST as MODEL_MANIFEST
 from sft.model_folder import verify_model
+from sft.objective import CrossEntropy, Objective, Preference
 from sft.product import make_product
 from sft.report import Reporter, clock
 from sft.run import RunFolder, fetch_bundle, fetch_model, open_run, save_json
 from sft.selection import Epochs, Selection, needs_all_rows, select
+from sft.start import StartAdapter, start_of
 from sft.survey import Survey, survey
 from sft.trackers import check_installed, trackers
+from sft.train_config import TrainSection
 from sft.watch import watch_plan
 from sft.worker import WorkerJob, feed_actor, train_worker
 
@@ -62,8 +65,13 @@ class TrainingResult:
     reused: bool
 
 
-def train(config: TrainConfig, say: Say = print) -> TrainingResult:
+def train(config: TrainConfig, say: Say = print, *, adapter: Path | None = None) -> TrainingResult:
     """Runs a training run to its end, or takes the result of the finished run of this name.
+
+    Args:
+        config: the run.
+        say: prints a line.
+        adapter: folder of the bundle that `model.adapter` names, where that is a registry's version.
 
     Raises:
         RaysftError: a fault that a user can mend; nothing half-written looks whole.
@@ -73,7 +81,7 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     base = locate(config.model.base)
     check_installed(config.tracking)
     template = read_template(config.model.chat_template)
-    plan = plan_data(config.data, base, template, config.evaluate.share)
+    plan = plan_data(config.data, base, template, config.evaluate.share, pairs=config.on_pairs)
     tokenizer = plan.tokenizer()
     folder = open_run(config)
     what, kept = ("model", folder.model) if config.makes_model else ("bundle", folder.bundle)
@@ -81,6 +89,7 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     if finished is not None:
         say(f"run {config.name} is finished already; taking its {what} from {kept}")
         return _result(finished, folder, time.perf_counter() - begin, reused=True)
+    start = start_of(config, base, tokenizer.template.fingerprint, adapter)
     scaling = config.scaling
     started = connect(
         config.ray.address,
@@ -98,14 +107,16 @@ def train(config: TrainConfig, say: Say = print) -> TrainingResult:
     else:
         _look(plan, config, say)
     data = selection.survey.fingerprint if selection else plan.fingerprint
-    prints = Fingerprints(base_fingerprint(base), tokenizer.template.fingerprint, data)
+    prints = Fingerprints(
+        base_fingerprint(base), tokenizer.template.fingerprint, data, start.fingerprint if start else ""
+    )
     evaluation = _evaluation(plan, template, config, say)
     tracked = trackers(config.tracking, config.name, folder.address, config.model_dump(mode="json"), say)
     decode = functools.partial(tokenizer.tokenizer.decode, skip_special_tokens=True)
     reporter = Reporter(folder.metrics, say, evaluations=folder.evaluations, decode=decode, trackers=tracked)
     epochs = Epochs(selection.plan if selection else plan, config.train.seed, selection)
     with ending(folder, tracked, say), tempfile.TemporaryDirectory(prefix="raysft-run-") as work:
-        made = _train(config, epochs, tokenizer, prints, folder, reporter, evaluation, say, Path(work))
+        made = _train(config, epochs, tokenizer, prints, start, folder, reporter, evaluation, say, Path(work))
     seconds = time.perf_counter() - begin
     say(f"trained in {clock(seconds)}; {what} in {kept}")
     return _result(made, folder, seconds, reused=False)
@@ -156,6 +167,7 @@ def _train(
     epochs: Epochs,
     tokenizer: BaseTokenizer,
     prints: Fingerprints,
+    start: StartAdapter | None,
     folder: RunFolder,
     reporter: Reporter,
     evaluation: EvaluationPlan | None,
@@ -168,7 +180,7 @@ def _train(
     reporter.go_on(read_metrics(found.folder) if found else b"")
     selection = epochs.selection
     if found is None or not found.run.finished:
-        counted = _fit(config, epochs, tokenizer, prints, folder, reporter, evaluation, say)
+        counted = _fit(config, epochs, tokenizer, prints, start, folder, reporter, evaluation, say)
         found = store.newest(prints, values, work, say)
     elif selection is not None:
         counted = selection.survey
@@ -186,6 +198,7 @@ def _fit(
     epochs: Epochs,
     tokenizer: BaseTokenizer,
     prints: Fingerprints,
+    start: StartAdapter | None,
     folder: RunFolder,
     reporter: Reporter,
     evaluation: EvaluationPlan | None,
@@ -208,7 +221,7 @@ def _fit(
     limit = config.data.max_bad_fraction if selection is None else None
     feed = feed_actor(epochs, _feed_plan(config, tokenizer, selection.examples if selection else None), limit)
     job = WorkerJob(
-        model=_model_plan(config, epochs.plan.base),
+        model=_model_plan(config, epochs.plan.base, start),
         config=config.model_dump(mode="json"),
         deepspeed=config.deepspeed,
         train=config.train,
@@ -221,6 +234,8 @@ def _fit(
         reports=reports,
         watch=watch_plan(config.evaluate),
         evaluation=ray.put(evaluation) if evaluation else None,
+        objective=_objective(config),
+        start=ray.put(start.weights) if start else None,
     )
     trainer = TorchTrainer(
         train_worker,
@@ -244,7 +259,7 @@ def _fit(
         ),
     )
     say(
-        f"training {_length(config.train)} with {config.train.global_batch_size} {_ROWS[config.train.layout]} a step "
+        f"training {_length(config.train)} with {config.train.global_batch_size} {_rows(config)} a step "
         f"on {f'{workers.min} to ' if elastic else ''}{workers.max} {'GPU' if scaling.use_gpu else 'CPU'} worker(s), "
         f"ZeRO stage {config.deepspeed.zero_stage}"
     )
@@ -303,7 +318,15 @@ def _result(made: Path, folder: RunFolder, seconds: float, *, reused: bool) -> T
     )
 
 
-_ROWS = {"packed": "packs", "padded": "examples"}
+def _rows(config: TrainConfig) -> str:
+    """What a row of a step is."""
+    return "pairs" if config.on_pairs else {"packed": "packs", "padded": "examples"}[config.train.layout]
+
+
+def _objective(config: TrainConfig) -> Objective:
+    if config.on_pairs:
+        return Preference(config.preference.beta, config.preference.label_smoothing)
+    return CrossEntropy()
 
 
 def _length(train: TrainSection) -> str:
@@ -325,8 +348,9 @@ def _feed_plan(config: TrainConfig, tokenizer: BaseTokenizer, examples: int | No
     )
 
 
-def _model_plan(config: TrainConfig, base: Path) -> ModelPlan:
+def _model_plan(config: TrainConfig, base: Path, start: StartAdapter | None) -> ModelPlan:
     model, lora = config.model, config.lora
+    fresh = LoraPlan(lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.rslora, lora.dora, lora.init)
     return ModelPlan(
         base=base,
         base_id=model.id,
@@ -334,9 +358,10 @@ def _model_plan(config: TrainConfig, base: Path) -> ModelPlan:
         quantization=model.quantization,
         attention=model.attention,
         gradient_checkpointing=model.gradient_checkpointing,
-        lora=LoraPlan(lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.rslora, lora.dora, lora.init),
+        lora=start.lora if start else fresh,
         method=config.train.method,
         neftune_alpha=config.train.neftune_alpha,
+        reference=config.on_pairs,
     )
 
 

@@ -113,6 +113,28 @@ def sharegpt_turn(turn: dict[str, Any], roles: Collection[Role]) -> Message:
     return Message(role, text, trained)
 
 
+def read_prompt(value: object, field: str) -> list[Message]:
+    """Reads a prompt, a text or a list of messages; nothing of it is trained.
+
+    Raises:
+        RowError: it is missing, empty or something else.
+    """
+    if isinstance(value, list):
+        return read_turns(value, field, openai_turn, ())
+    return [ask(text_value(value, field), field, False)]
+
+
+def read_completion(value: object, field: str, roles: Collection[Role]) -> list[Message]:
+    """Reads what answers a prompt, a text or a list of messages.
+
+    Raises:
+        RowError: it is missing, empty or something else.
+    """
+    if isinstance(value, list):
+        return read_turns(value, field, openai_turn, roles)
+    return [answer(text_value(value, field), field, "assistant" in roles)]
+
+
 def ask(text: str, field: str, trained: bool) -> Message:
     """Makes the user's turn of a single exchange.
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from sft.batch import WorkerBatch, accumulation_steps
 from sft.checkpoint import Fingerprints, RunState, read_metrics, read_parameters
 from sft.checkpoint_store import CheckpointStore
-from sft.config import DeepSpeedSection, TrainSection
+from sft.config import DeepSpeedSection
 from sft.data import epoch_on_ray
 from sft.engine import Engine, EnginePlan
 from sft.errors import DataError, RaysftError, StorageError
@@ -26,6 +26,7 @@ from sft.listener import Notice, Started
 from sft.loop import BadStep, LoopPlan, StepReport, run_loop
 from sft.mask import Example
 from sft.model import LossModel, ModelPlan, build_model, peft_config
+from sft.objective import Objective
 from sft.process_group import join_workers
 from sft.report import metrics_line
 from sft.rows import examples
@@ -33,6 +34,7 @@ from sft.run import save_json
 from sft.schedule import Cosine
 from sft.selection import Epochs
 from sft.survey import Survey
+from sft.train_config import TrainSection
 from sft.watch import Measured, Watch, WatchPlan
 
 PREFETCH = 2
@@ -61,6 +63,9 @@ class WorkerJob:
     watch: WatchPlan | None
     evaluation: Any
     """Reference to the EvaluationPlan, whose many rows each node fetches once."""
+    objective: Objective
+    start: Any
+    """Reference to the weights that the adapter starts from; None for a fresh one."""
 
 
 def feed_actor(epochs: Epochs, feed: FeedPlan, max_bad_fraction: float | None) -> Any:
@@ -117,7 +122,8 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         job.reports.put(Started(workers))
     join_workers(device.type)
     torch.manual_seed(job.train.seed)
-    model = build_model(job.model, device=device)
+    start_weights = None if job.start is None else ray.get(job.start)
+    model = build_model(job.model, device=device, start=start_weights)
     engine = Engine(model, _engine_plan(job, workers), workers=workers, device=device)
     store = CheckpointStore(job.run_address)
     start = _resume(job, store, engine, rank)
@@ -161,6 +167,7 @@ def train_worker(loop_config: dict[str, Any]) -> None:
         ),
         bad=lambda step: _keep_bad(job, step, rank),
         watch=watch.after if watch else lambda *_: False,
+        objective=job.objective,
     )
 
 
@@ -204,7 +211,7 @@ def _watch(
         if rank == 0:
             job.reports.put(evaluation)
 
-    evaluate = Evaluator(engine, ray.get(job.evaluation), rank)
+    evaluate = Evaluator(engine, ray.get(job.evaluation), rank, job.objective)
     return Watch(job.watch, evaluate, tell=tell, keep=keep, history=start.history)
 
 

@@ -20,9 +20,10 @@ from torch import Tensor
 from sft import loss
 from sft.batch import Layout, WorkerBatch, deal, worker_batch
 from sft.engine import Engine, EnginePlan, ParameterState
-from sft.loop import BadStep, LoopPlan, run_loop, tensors
+from sft.loop import BadStep, LoopPlan, run_loop
 from sft.mask import UNTRAINED, Example
 from sft.model import LoraPlan, LossModel, ModelPlan, build_model, trained_parameters
+from sft.objective import tensors
 from sft.schedule import Cosine
 from tests.sft.steps import examples
 

@@ -14,7 +14,7 @@ import torch
 
 from sft.process_group import join_workers
 from tests.ports import free_port
-from tests.sft import cuts, steps
+from tests.sft import cuts, preference_steps, steps
 
 
 def work(rank: int, workers: int, port: int, folder: Path, choice: str) -> None:
@@ -25,6 +25,7 @@ def work(rank: int, workers: int, port: int, folder: Path, choice: str) -> None:
     join_workers("cpu")
     if choice == "some" and workers < 3:
         steps.main(rank, workers, folder)
+        preference_steps.main(rank, workers, folder)
     cuts.run(rank, workers, folder, choice)
 
 

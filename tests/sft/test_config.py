@@ -194,3 +194,43 @@ def test_a_file_that_is_no_config(tmp_path: Path, text: str, words: str) -> None
 def test_the_resolved_config_reads_back_as_itself() -> None:
     config = read_config(TrainConfig, None, LEAST)
     assert TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
+
+
+def test_all_that_pairs_cannot_go_with_is_told_at_once() -> None:
+    (told,) = faults(
+        {
+            "train": {"stage": "dpo", "method": "full", "neftune_alpha": 5},
+            "data": {"sources": [{"path": "a.jsonl", "format": "alpaca"}], "mask": {"prompt_weight": 0.1}},
+        }
+    )
+    assert told.split("; ") == [
+        "train.stage dpo reads pairs, and a.jsonl is of another format: use format preference or auto",
+        "train.stage dpo has no train.layout packed, for a pair is a row of its own: use padded",
+        "train.stage dpo compares an adapter with its start: use train.method lora",
+        "train.stage dpo measures against the base without noise: use train.neftune_alpha 0",
+        "train.stage dpo compares answers to one prompt: use data.mask.prompt_weight 0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"preference": {"beta": 0.2}}, "preference is read by train.stage dpo: set it, or leave preference out"),
+        ({"preference": {"label_smoothing": 0.5}}, "Input should be less than 0.5"),
+        ({"data": {"sources": [{"path": "p", "format": "preference"}]}}, "p: format preference is read by train.stage"),
+        (
+            {"model": {"base": "m", "adapter": "runs/one/bundle"}, "lora": {"rank": 8, "dropout": 0.1}},
+            "model.adapter brings its own shape and reads no lora.rank: leave it out",
+        ),
+        ({"model": {"base": "m", "adapter": "a"}, "train": {"method": "full"}}, "cannot start train.method full"),
+        ({"model": {"base": "m", "adapter": "one@v2"}}, "one@v2 is a version: set the registry that it is in"),
+    ],
+)  # fmt: skip
+def test_what_a_stage_and_a_start_need(changes: dict[str, Any], words: str) -> None:
+    assert words in " ".join(faults(changes))
+
+
+def test_a_run_on_pairs() -> None:
+    config = read_config(TrainConfig, CONFIGS / "dpo-train.yaml")
+    assert (config.on_pairs, config.preference.beta, config.model.adapter_version) == (True, 0.1, "support@v1")
+    assert config.model.model_copy(update={"adapter": "runs/one@v1/bundle"}).adapter_version is None

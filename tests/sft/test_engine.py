@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sft.batch import collate
-from sft.loop import tensors
+from sft.objective import tensors
 from tests.sft import steps
 from tests.sft.method_steps import METHODS
 

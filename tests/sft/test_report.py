@@ -161,8 +161,40 @@ def test_trackers_get_every_step_and_evaluation() -> None:
 
 def test_a_perplexity_is_a_number_whatever_the_loss() -> None:
     assert Score(0.0, 5, 1).perplexity == 1.0
-    assert math.isfinite(Score(1e6, 1, 1).perplexity)
+    largest = Score(1e6, 1, 1).perplexity
+    assert largest is not None
+    assert math.isfinite(largest)
     assert Score(math.nan, 1, 1).perplexity == math.inf
+
+
+def test_pairs_have_an_accuracy_in_place_of_a_perplexity() -> None:
+    scores = {"one": Score(2.0, 90, 4, right=3), "two": Score(1.0, 30, 1, right=0)}
+    made = replace(EVALUATION, sources=scores, samples=())
+    assert evaluation_lines(made, [])[0].startswith(
+        "step 10 evaluated  held-out loss 0.6000 accuracy 0.600  (one 0.5000 accuracy 0.750, two 1.0000 accuracy 0.000)"
+    )
+    assert evaluation_values(made) == {
+        "held_out/loss": 0.6,
+        "held_out/loss/one": 0.5,
+        "held_out/loss/two": 1.0,
+        "held_out/accuracy": 0.6,
+        "held_out/accuracy/one": 0.75,
+        "held_out/accuracy/two": 0.0,
+    }
+    told = made.to_dict([])
+    assert (told["accuracy"], told["perplexity"], told["sources"]["one"]["accuracy"]) == (0.6, None, 0.75)
+
+
+def test_a_stages_figures_are_shown_and_survive_a_restart(tmp_path: Path) -> None:
+    figures = {"margin": 0.25, "accuracy": 0.5, "chosen_reward": 0.1, "rejected_reward": -0.15}
+    report = replace(STEP, figures=figures)
+    assert "  margin 0.250  accuracy 0.500  grad" in progress_line(report, [report])
+    assert step_values(report)["train/chosen_reward"] == 0.1
+    reporter = Reporter(str(tmp_path / "metrics.jsonl"), lambda _: None)
+    reporter.go_on(metrics_line(replace(report, figures={**figures, "margin": math.nan})).encode())
+    assert reporter.last is not None
+    assert math.isnan(reporter.last.figures["margin"])
+    assert reporter.last.figures["accuracy"] == 0.5
 
 
 def test_an_object_store_gets_the_metrics_whole(tmp_path: Path) -> None:
