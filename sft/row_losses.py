@@ -19,9 +19,9 @@ from sft.data_config import DataSection, SourceSection
 from sft.errors import ModelError
 from sft.evaluate_config import EvaluateSection
 from sft.evaluation_rows import held_out_examples
-from sft.loop import tensors
 from sft.mask import Example
 from sft.model import Dtype, LossModel, resolve_dtype
+from sft.objective import tensors
 
 
 def read_examples(
