@@ -30,6 +30,8 @@ ELSEWHERE = {
     "make demo": "the demo has its own target",
     "make test": "this is it",
     "python -m jobs.serve --config jobs/configs/demo-serve.yaml": "the endpoint of these tests runs that application",
+    "python -m jobs.adapters promote support@v1 --alias best --gate jobs/configs/support-gate.yaml "
+    f"--endpoint {URL}": "a gate for a version that was tuned in earnest; tests/engine/test_gate.py has gates",
 }
 SUBMIT = [command for command in COMMANDS if command.startswith("ray job submit")]
 RUN = [command for command in COMMANDS if command not in ELSEWHERE and command not in SUBMIT]
@@ -39,7 +41,7 @@ RUN = [command for command in COMMANDS if command not in ELSEWHERE and command n
 def workspace(endpoint: Endpoint, demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkout whose demo model and registry are those of the running endpoint."""
     folder = tmp_path_factory.mktemp("readme")
-    for room in ("jobs", "sft", "serve"):
+    for room in ("jobs", "sft", "serve", "evals", "generate"):
         (folder / room).symlink_to(ROOT / room)
     (folder / "build/demo").mkdir(parents=True)
     (folder / "build/demo/model").symlink_to(demo_model)
