@@ -182,6 +182,9 @@ def _train(
     if found is None or not found.run.finished:
         counted = _fit(config, epochs, tokenizer, prints, start, folder, reporter, evaluation, say)
         found = store.newest(prints, values, work, say)
+        last = reporter.last
+        if last is not None and last.step < last.total_steps and config.evaluate.early_stopping:
+            say(f"ended after step {last.step:,} of {last.total_steps:,}: the held-out loss got no better")
     elif selection is not None:
         counted = selection.survey
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -60,7 +61,7 @@ def rows() -> list[dict[str, Any]]:
 
 
 def pairs(folder: Path) -> list[Example]:
-    """The pairs, masked."""
+    """The pairs, masked; the folder is no other process's."""
     path = folder / "pairs.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
     (table,) = read(list_files(str(path), "s")[0])
@@ -174,7 +175,8 @@ def main(rank: int, workers: int, folder: Path) -> None:
     base = folder / "preference-base"
     if workers == 1:
         write_base(folder / "base", base)
-    of = pairs(folder / "base")
+    with tempfile.TemporaryDirectory() as mine:
+        of = pairs(Path(mine))
     told: dict[str, Any] = {}
 
     def keep(name: str, engine: Engine, reports: list[StepReport]) -> None:
