@@ -96,7 +96,8 @@ class RaySection(Section):
 
     address: str | None = Field(
         None,
-        description="auto or an address joins a running cluster; null joins one where a job set it, else starts one.",
+        description="auto or an address joins a running cluster, local starts one; null joins where a job set it, else "
+        "starts one.",
     )
     num_cpus: int | None = Field(None, gt=0, description="Logical CPUs of a Ray that is started here.")
 
