@@ -15,6 +15,8 @@ WIDTH, HEIGHT = 1000, 300
 BUCKETS = 120
 """Points of a curve; of more steps, some share one."""
 TICKS = 4
+SMALLEST = 1e-290
+"""Values that differ by less are one; below, a quotient of theirs would be no number any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +122,10 @@ def plot(
 
 def round_ticks(low: float, high: float) -> list[float]:
     """Round numbers in equal steps, from at most `low` to at least `high`; at least two."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        low, high = low - (abs(low) or 1.0) / 2, low + (abs(low) or 1.0) / 2
+    size = max(abs(low), abs(high))
+    if high - low <= max(1e-9 * size, SMALLEST):
+        half = (abs(low) if size > SMALLEST else 1.0) / 2
+        low, high = low - half, low + half
     rough = (high - low) / TICKS
     unit = 10.0 ** math.floor(math.log10(rough))
     step = unit * next(factor for factor in (1, 2, 2.5, 5, 10) if factor * unit >= rough * (1 - 1e-9))

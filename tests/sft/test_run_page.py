@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sft import ending as module
@@ -156,6 +156,8 @@ def test_a_run_that_ended_early_says_so() -> None:
     assert "before the 9 that were planned" in page(record(steps=(step(1, 9), step(2, 9))), "finished")
 
 
+@example(0.0, 5e-324)
+@example(1e-300, 3e-300)
 @given(st.floats(-1e9, 1e9), st.floats(-1e9, 1e9))
 def test_ticks_are_round_and_hold_the_values(one: float, other: float) -> None:
     low, high = min(one, other), max(one, other)
