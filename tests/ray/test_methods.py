@@ -11,7 +11,7 @@ from sft.model_folder import verify_model
 from sft.trainer import train
 from tests.ray.test_trainer import config
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(400)]
 
 
 def test_full_tuning_ends_in_a_model_folder_that_the_same_command_takes_again(

@@ -15,7 +15,7 @@ from serve.registry import Registry
 from serve.versions import VersionId
 from sft.adapter import ADAPTER_WEIGHTS, CARD, verify_bundle
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(400)]
 PAIRS = 12
 
 
