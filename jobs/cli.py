@@ -61,6 +61,11 @@ def configure(
     return argparse.Namespace(**{key: value for key, value in values.items() if key in own}), config
 
 
+def say(line: str) -> None:
+    """Prints a line at once, so that it can be followed in a log."""
+    print(line, flush=True)
+
+
 def run(job: Callable[[], int | None]) -> None:
     """Runs a job as a process: errors of users become one message on stderr and an exit code."""
     try:

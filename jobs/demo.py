@@ -11,10 +11,8 @@ import logging
 import re
 import shlex
 import threading
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -25,7 +23,8 @@ from rich.text import Text
 
 from jobs import cli
 from jobs.demo_model import prepare_demo_model
-from jobs.publish import point, publish_once
+from jobs.phase import phase
+from jobs.publish import publish_once
 from serve.config import ServeConfig
 from serve.registry import Registry
 from serve.versions import Version
@@ -102,14 +101,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     def say(line: str) -> None:
         console.print(line, markup=False)
 
-    with _phase(console, "model", seconds):
+    with phase(console, "model", seconds):
         made_now = prepare_demo_model(Path(training.model.base))
         say(f"{'made' if made_now else 'using'} {training.model.base}")
-    with _phase(console, "train", seconds):
+    with phase(console, "train", seconds):
         from sft.trainer import train  # PyTorch takes seconds to import, which --help need not wait for
 
         result = train(training, say)
-    with _phase(console, "publish", seconds):
+    with phase(console, "publish", seconds):
         version = publish(training, result.bundle)
         say(f"{version.id} in {training.registry}, alias {training.alias}")
 
@@ -118,9 +117,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from serve import app
 
     try:
-        with _phase(console, "serve", seconds):
+        with phase(console, "serve", seconds):
             url = app.start(serving, say)
-        with _phase(console, "ask", seconds):
+        with phase(console, "ask", seconds):
             answers = ask(url, serving.id, str(training.alias), questions)
         report = DemoReport(
             base_format_rate=_share(follows_format(answer.base) for answer in answers),
@@ -158,7 +157,7 @@ def publish(config: TrainConfig, bundle: Path) -> Version:
         raise ConfigError("demo", ["the training config needs `registry` and `alias`"])
     registry = Registry.open(config.registry, create=True)
     version, _ = publish_once(registry, bundle, config.name)
-    point(registry, config.alias, version.id, reason="demo")
+    registry.promote(config.alias, version.id, reason="demo")
     return version
 
 
@@ -264,14 +263,6 @@ def curl(url: str, model: str) -> str:
     """A command line that asks the endpoint."""
     body = {"model": model, "messages": [{"role": "user", "content": "My parcel says delivered but it is not here."}]}
     return f"curl -s {url}/chat/completions -H 'content-type: application/json' -d {shlex.quote(json.dumps(body))}"
-
-
-@contextmanager
-def _phase(console: Console, name: str, seconds: dict[str, float]) -> Iterator[None]:
-    console.rule(f"[bold]{name}", align="left")
-    begin = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - begin
 
 
 def _share(hits: Iterable[bool]) -> float:

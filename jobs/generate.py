@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
 from generate.config import GenerateConfig
 from generate.run import ROWS, generate
@@ -27,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     teacher = config.teacher
     if teacher.workers:
         connect(config.ray.address, num_cpus=config.ray.num_cpus, needed_cpus=CPUS * teacher.workers)
-    print(f"{config.mode}: {config.target:,} rows from {teacher.model} at {teacher.url}", flush=True)
-    summary = generate(config, key, partial(print, flush=True))
+    cli.say(f"{config.mode}: {config.target:,} rows from {teacher.model} at {teacher.url}")
+    summary = generate(config, key, cli.say)
     for line in summary.lines():
         print(line)
     print(f"rows: {config.output / ROWS}")

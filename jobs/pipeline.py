@@ -17,6 +17,7 @@ from generate.config import GenerateConfig
 from generate.run import ROWS, SUMMARY
 from generate.summary import Summary as Generated
 from jobs import cli, evaluate, generate, promotion
+from jobs.cli import say
 from jobs.endpoint import get, post, read_key, root
 from jobs.pipeline_page import Loop, page
 from jobs.publish import publish_once
@@ -224,11 +225,6 @@ def _with_findings(plan: Plan, loop: Loop) -> Loop:
 def _version(loop: Loop) -> VersionId:
     assert loop.version is not None, "the stages run in order"
     return loop.version
-
-
-def say(line: str) -> None:
-    """Prints a line at once, so that it can be followed in a log."""
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

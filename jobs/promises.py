@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from jobs.bench.machine import machine, versions
 from jobs.demo import publish
 from jobs.demo_model import prepare_demo_model
 from jobs.evaluate import EvaluateConfig, Evaluation, evaluate, missing
+from jobs.phase import phase
 from jobs.promises_tasks import TasksSection, make_rows, make_suites, trained_rows
 from serve import app
 from serve.config import ServeConfig
@@ -79,17 +78,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = Console(soft_wrap=True, highlight=False)
     seconds: dict[str, float] = {}
 
-    with _stage(console, "model", seconds):
+    with phase(console, "model", seconds):
         for base in {one.model.base for one in training.values()}:
             prepare_demo_model(Path(base))
-    with _stage(console, "suites and proofs", seconds):
+    with phase(console, "suites and proofs", seconds):
         suites, proofs = prepare(config, training)
         asked = sum(proof.asked for proof in proofs.values())
         console.print(f"{asked:,} questions of {len(suites)} suites, none of them in the training data")
     try:
-        with _stage(console, "train", seconds):
+        with phase(console, "train", seconds):
             tuned = {name: train_seeds(name, one, config.seeds, console) for name, one in training.items()}
-        with _stage(console, "ask", seconds):
+        with phase(console, "ask", seconds):
             found = ask(config, serving, suites, tuned, console)
     finally:
         if ray.is_initialized():
@@ -249,14 +248,6 @@ def show(console: Console, results: Mapping[str, PromiseResult]) -> None:
 
 def _percent(share: float | None, form: str = ".1f") -> str:
     return "-" if share is None else format(100 * share, form)
-
-
-@contextmanager
-def _stage(console: Console, name: str, seconds: dict[str, float]) -> Iterator[None]:
-    console.rule(f"[bold]{name}", align="left")
-    begin = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - begin
 
 
 if __name__ == "__main__":

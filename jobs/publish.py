@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from serve.registry import Registry
-from serve.versions import Version, VersionId
+from serve.versions import Version
 from sft.adapter import verify_bundle
 
 
@@ -23,16 +23,3 @@ def publish_once(registry: Registry, bundle: Path, name: str) -> tuple[Version, 
     retired = registry.contents().retired
     same = [found for found in registry.versions(name) if found.bundle.files == files and found.id not in retired]
     return (same[-1], False) if same else (registry.publish(bundle, name), True)
-
-
-def point(registry: Registry, alias: str, version: VersionId, reason: str = "") -> bool:
-    """Moves an alias to a version, unless it is there; returns whether it moved.
-
-    Raises:
-        RegistryError: the registry cannot be written.
-    """
-    current = registry.alias(alias)
-    if current is not None and current.version == version:
-        return False
-    registry.promote(alias, version, reason=reason)
-    return True

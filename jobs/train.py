@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from jobs import cli
-from jobs.publish import point, publish_once
+from jobs.cli import say
+from jobs.publish import publish_once
 from jobs.registry_check import check_registry
 from serve.registry import Registry
 from serve.versions import VersionId
@@ -46,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     version, new = publish_once(registry, result.bundle, config.name)
     say(f"published {version.id} to {config.registry}" if new else f"{version.id} in {config.registry} is this bundle")
     if config.alias is not None:
-        moved = point(registry, config.alias, version.id)
-        say(f"alias {config.alias} {'->' if moved else 'is at'} {version.id}")
+        registry.promote(config.alias, version.id)
+        say(f"alias {config.alias} -> {version.id}")
     return 0
 
 
@@ -75,11 +76,6 @@ def _preflight(config: TrainConfig, *, as_json: bool) -> int:
     found = preflight(config, [("registry", lambda: check_registry(registry))] if registry else [])
     say(json.dumps(plain(found), indent=1) if as_json else "\n".join(lines(found)))
     return 0 if found.sound else 1
-
-
-def say(line: str) -> None:
-    """Prints a line at once, so that it can be followed in a log."""
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

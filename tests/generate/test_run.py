@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -99,7 +101,17 @@ def test_the_order_of_answers_changes_no_byte(tmp_path: Path, seeds: str, mode: 
 def test_over_http_with_one_request_at_a_time_and_with_eight(tmp_path: Path, seeds: str) -> None:
     found = []
     for concurrency in (1, 8):
-        with served(Endpoint(reply)) as endpoint:
+        # The first two requests meet, where two may be there at a time.
+        calls, meeting = itertools.count(), threading.Barrier(min(concurrency, 2), timeout=60)
+
+        def meet(
+            body: dict[str, Any], before: int, calls: Iterator[int] = calls, meeting: threading.Barrier = meeting
+        ) -> Any:
+            if next(calls) < 2:
+                meeting.wait()
+            return reply(body, before)
+
+        with served(Endpoint(meet)) as endpoint:
             made = config(tmp_path / str(concurrency), seeds, teacher={"url": endpoint.url, "concurrency": concurrency})
             summary = generate(made, "sk-teacher", lambda _: None)
         assert summary.complete

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.publish import point, publish_once
+from jobs.publish import publish_once
 from serve.registry import Registry
 from serve.versions import VersionId
 from tests.bundles import tiny_bundle
@@ -37,6 +37,6 @@ def test_a_retired_version_is_not_taken_again(registry: Registry, tmp_path: Path
 def test_an_alias_that_is_there_does_not_move(registry: Registry, tmp_path: Path) -> None:
     tiny_bundle(tmp_path / "bundle")
     version, _ = publish_once(registry, tmp_path / "bundle", "support")
-    assert point(registry, "live", version.id, reason="first")
-    assert not point(registry, "live", version.id)
+    registry.promote("live", version.id, reason="first")
+    registry.promote("live", version.id)
     assert [(entry.number, entry.reason) for entry in registry.history("live")] == [(1, "first")]
