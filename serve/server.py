@@ -24,6 +24,7 @@ from vllm.exceptions import VLLMClientError
 
 from serve.catalogue import Catalogue
 from serve.config import ServeConfig
+from serve.cpu_worker import CpuWorker
 from serve.engines import LOST
 from serve.errors import BadRequestError, Failure, NotReadyError, VersionRefusedError, failure_of
 from serve.fleet import Holding, ReplicaStatus
@@ -37,7 +38,7 @@ from serve.registry import Registry
 from serve.relay import Relay, Ticket
 from serve.requests import Route
 from serve.residents import Residents
-from serve.slots import CpuWorker, Slots
+from serve.slots import Slots
 from serve.traffic import Target
 from serve.versions import VersionId
 from sft.errors import RaysftError
@@ -71,7 +72,7 @@ class EngineServer(LLMServer):
             engine._oai_serving_tokenization = engine._app_state.serving_tokenization
         self._slots = Slots(engine)
         if not config.engine.use_gpu:
-            await self._slots.keep_base_apart()
+            await self._slots.group_by_slot()
         self._pulse = Pulse(self._slots.beat, config.scaling.stall_s)
         await self._reconcile()
         self._following = asyncio.create_task(self._follow())

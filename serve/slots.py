@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from serve.cpu_worker import CpuWorker
 from serve.errors import NotReadyError
 
 TOP = 20
@@ -27,9 +28,9 @@ class Slots:
     def __init__(self, engine: Any) -> None:
         self._models, self._client = engine._oai_models, engine._engine_client
 
-    async def keep_base_apart(self) -> None:
-        """Mends the workers of an engine on CPU; see `CpuWorker`."""
-        await self._client.collective_rpc("keep_base_apart")
+    async def group_by_slot(self) -> None:
+        """Mends the workers of an engine on CPU; see `serve.cpu_worker`."""
+        await self._client.collective_rpc(CpuWorker.group_by_slot.__name__)
 
     @property
     def dead(self) -> bool:
@@ -79,24 +80,3 @@ class Slots:
                 await self.next_token([0])
         except TimeoutError:
             raise NotReadyError(f"the engine made no token within {seconds:g} s") from None
-
-
-class CpuWorker:
-    """What joins vLLM's own worker on CPU, as its argument `worker_extension_cls`."""
-
-    def keep_base_apart(self) -> None:
-        """Mends a fault of vLLM 0.29: in a batch with any adapter, the base model's tokens get the last slot's.
-
-        A token without an adapter has the index -1, which there reads as the last row. It is left alone where its
-        product with that row is put to zero.
-        """
-        from vllm.lora.ops.torch_ops import lora_ops
-        from vllm.lora.punica_wrapper import punica_cpu
-
-        multiply = lora_ops.bgmv_shrink
-
-        def multiply_adapted(inputs: Any, weights: Any, output: Any, slots: Any, scaling: float = 1.0) -> None:
-            multiply(inputs, weights, output, slots, scaling)
-            output[slots < 0] = 0
-
-        lora_ops.bgmv_shrink = punica_cpu.bgmv_shrink = multiply_adapted

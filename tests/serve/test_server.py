@@ -221,7 +221,7 @@ def test_a_cpu_config_for_the_engine() -> None:
     assert made.runtime_env == {"env_vars": {"VLLM_CPU_KVCACHE_SPACE": "1"}}
     assert made.engine_kwargs["enable_lora"] is True
     assert made.engine_kwargs["max_cpu_loras"] == 32
-    assert made.engine_kwargs["worker_extension_cls"] == "serve.slots.CpuWorker"
+    assert made.engine_kwargs["worker_extension_cls"] == "serve.cpu_worker.CpuWorker"
     assert "gpu_memory_utilization" not in made.engine_kwargs
     assert made.deployment_config["num_replicas"] == 1
     assert made.deployment_config["max_ongoing_requests"] == 64
