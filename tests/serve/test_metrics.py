@@ -209,6 +209,8 @@ def test_the_dashboard_asks_only_for_what_there_is() -> None:
     made.observe(answered("a@v1", error="timeout", limit="tokens"), "/chat")
     made.dropped("m", "a@v2")
     made.swapped("m", 0.1)
+    made.guarded("m", "error_rate")
+    made.unchecked("m")
     replica = replica_families(ReplicaStatus((), {"m": 1}, 0, 0, 0))
     families = list(text_string_to_metric_families(exposition({"0": made.families(), "1": replica}).decode()))
     samples = {sample.name: set(sample.labels) for family in families for sample in family.samples}
