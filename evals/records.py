@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -80,16 +81,26 @@ def read_records(path: Path) -> dict[Key, Record]:
 
 @contextmanager
 def appended(path: Path) -> Iterator[IO[str]]:
-    """Opens a file of records to write on, after a last line that was cut off, too."""
+    """Opens a file of records to write on, after a last line that was cut off, too; for one process at a time.
+
+    Raises:
+        EvaluationError: another process writes on it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as end:
+        try:
+            fcntl.flock(end, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise EvaluationError(
+                f"{path}: another job writes on it now: wait for its end, or name another --output"
+            ) from None
         if end.tell():
             end.seek(-1, 2)
             whole = end.read(1) == b"\n"
             if not whole:
                 _drop_last_line(end)
-    with path.open("a", encoding="utf-8") as file:
-        yield file
+        with path.open("a", encoding="utf-8") as file:
+            yield file
 
 
 def write_record(file: IO[str], record: Record) -> None:

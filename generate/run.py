@@ -67,10 +67,9 @@ def generate(
 
     Raises:
         ConfigError: the seed tasks are wrong, or the folder belongs to other settings; before anything is asked.
-        EvaluationError: the folder's answers cannot be read.
+        EvaluationError: the folder's answers cannot be read, or another job writes them; before anything is asked.
     """
     seeds = _prepare(config)
-    answers = read_records(config.output / ANSWERS)
     tally = Tally(config.target, say)
     pool = Pool(seeds, config.filters)
     with (
@@ -78,6 +77,7 @@ def generate(
         (config.output / ROWS).open("w", encoding="utf-8") as rows,
         (config.output / REJECTED).open("w", encoding="utf-8") as rejected,
     ):
+        answers = read_records(config.output / ANSWERS)
         asked = ask or asks(config.teacher, key)
         teacher = Teacher(config.teacher.model, config.teacher.extra, asked, answers, file, tally.hear)
         stopped = _rounds(config, pool, teacher, tally, partial(_write, config.form, rows, rejected))

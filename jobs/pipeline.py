@@ -215,10 +215,17 @@ def baseline(history: Sequence[AliasEntry], version: VersionId) -> VersionId | N
 
 
 def _with_findings(plan: Plan, loop: Loop) -> Loop:
-    """Adds the newest evaluation that the gate kept with the version, passed or not."""
+    """Adds the newest evaluation that the gate kept with the version, passed or not.
+
+    A registry that cannot be read now leaves it out: what ended the loop is to be told, rather than this.
+    """
     if loop.version is None or loop.evaluation is None:
         return loop
-    kept = Registry.open(plan.registry).evaluations(loop.version)
+    try:
+        kept = Registry.open(plan.registry).evaluations(loop.version)
+    except RaysftError as error:
+        say(f"the report lacks the gate's findings: {error}")
+        return loop
     return replace(loop, findings=kept[-1]) if kept else loop
 
 

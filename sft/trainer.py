@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import functools
-import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sft import storage
 from sft.adapter import base_fingerprint, verify_bundle
-from sft.base import BaseTokenizer, locate, read_template
+from sft.base import locate, read_template
 from sft.checkpoint import Fingerprints, read_metrics
 from sft.checkpoint_store import CheckpointStore
 from sft.cluster import connect, shortage
@@ -22,25 +20,17 @@ from sft.ending import ending
 from sft.errors import ConfigError, TrainingError
 from sft.evaluation import EvaluationPlan
 from sft.evaluation_rows import plan_evaluation
-from sft.failures import failures, stop_at_faults, translated, translating, user_fault
-from sft.feed import FeedPlan
-from sft.listener import Listener
-from sft.model import LoraPlan, ModelPlan
+from sft.failures import translating
 from sft.model_folder import MANIFEST as MODEL_MANIFEST
 from sft.model_folder import verify_model
-from sft.objective import CrossEntropy, Objective, Preference
 from sft.product import make_product
 from sft.report import Reporter, clock
 from sft.run import RunFolder, fetch_bundle, fetch_model, open_run, save_json
 from sft.selection import Epochs, Selection, needs_all_rows, select
-from sft.start import StartAdapter, start_of
+from sft.start import start_of
 from sft.survey import Survey, survey
 from sft.trackers import check_installed, trackers
-from sft.train_config import TrainSection
-from sft.watch import watch_plan
-from sft.worker import WorkerJob, feed_actor, train_worker
-
-Say = Callable[[str], None]
+from sft.worker_group import PreparedRun, Say, fit, told, worker_resources
 
 LOOKED_AT = 1000
 """Rows that are checked before the workers of a run that does not count its data first are started."""
@@ -96,7 +86,7 @@ def train(config: TrainConfig, say: Say = print, *, adapter: Path | None = None)
         num_cpus=config.ray.num_cpus,
         needed_cpus=scaling.workers.max * scaling.cpus_per_worker + 2,
     )
-    lacking = shortage(scaling.workers.min, _worker_resources(config))
+    lacking = shortage(scaling.workers.min, worker_resources(config))
     if lacking and started:
         raise ConfigError("scaling", [f"the run needs {lacking}; lower scaling.num_workers or raise ray.num_cpus"])
     if lacking:
@@ -115,8 +105,9 @@ def train(config: TrainConfig, say: Say = print, *, adapter: Path | None = None)
     decode = functools.partial(tokenizer.tokenizer.decode, skip_special_tokens=True)
     reporter = Reporter(folder.metrics, say, evaluations=folder.evaluations, decode=decode, trackers=tracked)
     epochs = Epochs(selection.plan if selection else plan, config.train.seed, selection)
+    run = PreparedRun(config, epochs, tokenizer, prints, start, folder, reporter, evaluation, say)
     with ending(folder, tracked, say), tempfile.TemporaryDirectory(prefix="raysft-run-") as work:
-        made = _train(config, epochs, tokenizer, prints, start, folder, reporter, evaluation, say, Path(work))
+        made = _train(run, Path(work))
     seconds = time.perf_counter() - begin
     say(f"trained in {clock(seconds)}; {what} in {kept}")
     return _result(made, folder, seconds, reused=False)
@@ -127,7 +118,7 @@ def _select(plan: DataPlan, folder: RunFolder, config: TrainConfig, say: Say) ->
     with translating("the data could not be prepared"), storage.write_late(folder.quarantine) as quarantine:
         selection = select(config.data, plan, on_ray, quarantine)
     save_json(folder.survey, {**selection.survey.to_dict(), "hold_out": selection.hold_out.to_dict()})
-    say(_told(selection.survey, folder))
+    say(told(selection.survey, folder))
     if selection.mixed:
         say(f"an epoch holds {selection.examples:,} of them, as data.mixture asks")
     return selection
@@ -153,156 +144,28 @@ def _look(plan: DataPlan, config: TrainConfig, say: Say) -> None:
     counted.check(config.data.max_bad_fraction)
 
 
-def _told(counted: Survey, folder: RunFolder) -> str:
-    bad, left_out = counted.total.faults.total(), counted.total.excluded.total()
-    return (
-        f"{counted.kept:,} examples, {counted.tokens:,} tokens, {counted.trained_tokens:,} trained"
-        + (f"; {bad:,} of {counted.rows:,} rows quarantined in {folder.quarantine}" if bad else "")
-        + (f"; {left_out:,} rows left out as the config asks" if left_out else "")
-    )
-
-
-def _train(
-    config: TrainConfig,
-    epochs: Epochs,
-    tokenizer: BaseTokenizer,
-    prints: Fingerprints,
-    start: StartAdapter | None,
-    folder: RunFolder,
-    reporter: Reporter,
-    evaluation: EvaluationPlan | None,
-    say: Say,
-    work: Path,
-) -> Path:
+def _train(run: PreparedRun, work: Path) -> Path:
     """Goes on from the newest checkpoint to the last one, and makes the run's result of it or of the best."""
-    store, values = CheckpointStore(folder.address), config.model_dump(mode="json")
+    config, prints, selection, say = run.config, run.prints, run.epochs.selection, run.say
+    store, values = CheckpointStore(run.folder.address), config.model_dump(mode="json")
     found = store.newest(prints, values, work, lambda _: None)  # the workers look, too, and tell
-    reporter.go_on(read_metrics(found.folder) if found else b"")
-    selection = epochs.selection
+    run.reporter.go_on(read_metrics(found.folder) if found else b"")
     if found is None or not found.run.finished:
-        counted = _fit(config, epochs, tokenizer, prints, start, folder, reporter, evaluation, say)
+        counted = fit(run)
         found = store.newest(prints, values, work, say)
-        last = reporter.last
+        last = run.reporter.last
         if last is not None and last.step < last.total_steps and config.evaluate.early_stopping:
             say(f"ended after step {last.step:,} of {last.total_steps:,}: the held-out loss got no better")
     elif selection is not None:
         counted = selection.survey
     else:
-        counted = survey(on_ray(epochs.plan, prepare_rows))
+        counted = survey(on_ray(run.epochs.plan, prepare_rows))
     if found is None or not found.run.finished:
         raise TrainingError(f"run {config.name} ended without its last checkpoint; nothing was published")
     if config.evaluate.use == "best":
         found = store.best(found.run, work)
-    return make_product(found.folder, config, tokenizer, prints, counted, reporter, folder, epochs.plan.base)
-
-
-def _fit(
-    config: TrainConfig,
-    epochs: Epochs,
-    tokenizer: BaseTokenizer,
-    prints: Fingerprints,
-    start: StartAdapter | None,
-    folder: RunFolder,
-    reporter: Reporter,
-    evaluation: EvaluationPlan | None,
-    say: Say,
-) -> Survey:
-    """Runs the worker group; returns what the data held as far as it was read."""
-    import ray
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.util.queue import Queue
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    scaling, workers = config.scaling, config.scaling.workers
-    elastic = workers.min < workers.max
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scaling.resource_timeout_s)
-    # What the workers tell must outlive their nodes.
-    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
-    selection = epochs.selection
-    limit = config.data.max_bad_fraction if selection is None else None
-    feed = feed_actor(epochs, _feed_plan(config, tokenizer, selection.examples if selection else None), limit)
-    job = WorkerJob(
-        model=_model_plan(config, epochs.plan.base, start),
-        config=config.model_dump(mode="json"),
-        deepspeed=config.deepspeed,
-        train=config.train,
-        plus_ratio=config.lora.plus_ratio,
-        save_every=config.checkpoint.every_steps,
-        fingerprints=prints,
-        run_address=folder.address,
-        num_to_keep=config.checkpoint.num_to_keep,
-        feed=feed,
-        reports=reports,
-        watch=watch_plan(config.evaluate),
-        evaluation=ray.put(evaluation) if evaluation else None,
-        objective=_objective(config),
-        start=ray.put(start.weights) if start else None,
-    )
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if scaling.use_gpu else "gloo"),
-        scaling_config=ScalingConfig(
-            num_workers=(workers.min, workers.max) if elastic else workers.max,  # type: ignore[arg-type]
-            elastic_resize_monitor_interval_s=scaling.resize_interval_s,  # type: ignore[call-arg]
-            use_gpu=scaling.use_gpu,
-            resources_per_worker=_worker_resources(config),
-            placement_strategy=scaling.placement_strategy,
-        ),
-        run_config=RunConfig(
-            name=config.name,
-            storage_path=folder.address.rsplit("/", 1)[0],
-            failure_config=FailureConfig(
-                max_failures=config.failure.max_failures,
-                controller_failure_limit=max(config.failure.max_failures, 0),  # type: ignore[call-arg]
-            ),
-            callbacks=[stop_at_faults()],
-        ),
-    )
-    say(
-        f"training {_length(config.train)} with {config.train.global_batch_size} {_rows(config)} a step "
-        f"on {f'{workers.min} to ' if elastic else ''}{workers.max} {'GPU' if scaling.use_gpu else 'CPU'} worker(s), "
-        f"ZeRO stage {config.deepspeed.zero_stage}"
-    )
-
-    def lacking() -> str | None:
-        return shortage(workers.min, _worker_resources(config))
-
-    listener = Listener(reports, reporter, say, lacking, scaling.resource_timeout_s if elastic else None)
-    try:
-        trainer.fit()
-        if selection is not None:
-            counted = selection.survey
-        else:
-            counted = ray.get(feed.survey.remote())
-            save_json(folder.survey, counted.to_dict())
-            if counted.refused:
-                storage.write(folder.quarantine, counted.quarantine())
-            say(_told(counted, folder))
-    except (SystemExit, KeyboardInterrupt):
-        if listener.gave_up:
-            raise _no_room(listener.gave_up, config) from None
-        say(f"stopping; checkpoints in {folder.address} are whole, and the same command goes on from the last one")
-        raise KeyboardInterrupt from None  # Ray Train turns Ctrl-C into SystemExit(0)
-    except Exception as error:
-        missing = lacking()
-        if missing and user_fault(failures(error)) is None:
-            raise _no_room(missing, config) from None
-        raise translated(error, f"run {config.name} failed") from None
-    finally:
-        listener.stop()
-        ray.kill(feed)
-        reports.shutdown(force=True)
-        reporter.close()
-    return counted
-
-
-def _no_room(lacking: str, config: TrainConfig) -> TrainingError:
-    return TrainingError(
-        f"the workers did not start within {config.scaling.resource_timeout_s:g} s: the run needs {lacking}; "
-        "lower scaling.num_workers, use a larger cluster, or raise scaling.resource_timeout_s"
+    return make_product(
+        found.folder, config, run.tokenizer, prints, counted, run.reporter, run.folder, run.epochs.plan.base
     )
 
 
@@ -319,57 +182,3 @@ def _result(made: Path, folder: RunFolder, seconds: float, *, reused: bool) -> T
         seconds=seconds,
         reused=reused,
     )
-
-
-def _rows(config: TrainConfig) -> str:
-    """What a row of a step is."""
-    return "pairs" if config.on_pairs else {"packed": "packs", "padded": "examples"}[config.train.layout]
-
-
-def _objective(config: TrainConfig) -> Objective:
-    if config.on_pairs:
-        return Preference(config.preference.beta, config.preference.label_smoothing)
-    return CrossEntropy()
-
-
-def _length(train: TrainSection) -> str:
-    epochs = f"{train.whole_epochs} epoch(s)" if train.whole_epochs else ""
-    steps = f"{train.max_steps:,} steps" if train.max_steps else ""
-    return f"{epochs}, at most {steps}" if epochs and steps else epochs or steps
-
-
-def _feed_plan(config: TrainConfig, tokenizer: BaseTokenizer, examples: int | None) -> FeedPlan:
-    return FeedPlan(
-        seed=config.train.seed,
-        shuffle_window=config.data.shuffle_window,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        layout=config.train.layout,
-        pad_id=tokenizer.pad_id,
-        pack_length=config.data.max_length,
-        epoch_examples=examples,
-    )
-
-
-def _model_plan(config: TrainConfig, base: Path, start: StartAdapter | None) -> ModelPlan:
-    model, lora = config.model, config.lora
-    fresh = LoraPlan(lora.rank, lora.alpha, lora.dropout, lora.target_modules, lora.rslora, lora.dora, lora.init)
-    return ModelPlan(
-        base=base,
-        base_id=model.id,
-        dtype=model.dtype,
-        quantization=model.quantization,
-        attention=model.attention,
-        gradient_checkpointing=model.gradient_checkpointing,
-        lora=start.lora if start else fresh,
-        method=config.train.method,
-        neftune_alpha=config.train.neftune_alpha,
-        reference=config.on_pairs,
-    )
-
-
-def _worker_resources(config: TrainConfig) -> dict[str, float]:
-    resources: dict[str, float] = {"CPU": config.scaling.cpus_per_worker}
-    if config.scaling.use_gpu:
-        resources["GPU"] = 1
-    return resources

@@ -41,3 +41,14 @@ def test_another_file_is_not_written_into_silently(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="line 1 is no answer of an evaluation") as caught:
         read_records(path)
     assert "secret" not in str(caught.value)
+
+
+def test_one_job_writes_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    with appended(path) as file:
+        write_record(file, ONE)
+        with pytest.raises(EvaluationError, match="another job writes on it now"), appended(path):
+            pass
+        write_record(file, FAILED)
+    write(path, FAILED)
+    assert read_records(path) == {ONE.key: ONE, FAILED.key: FAILED}
