@@ -52,7 +52,7 @@ class MemoryPlan:
     of tokens that are trained. A micro-batch has `micro_batch_size` rows of `max_length` tokens; packed, they lie in
     one row; a pair is two `documents` of that length. `bucket` counts the numbers of a buffer through which DeepSpeed
     reduces gradients. With `logits_at_once` the loss is made of so many logits at a time; with `fused` an adapter keeps
-    its input in the hidden states' type.
+    its input in the hidden states' type; with `keeps_start` the adapter is there twice, once as it was at the start.
     """
 
     dtype: Literal["bfloat16", "float32"]
@@ -77,6 +77,7 @@ class MemoryPlan:
     logits_at_once: int | None = None
     fused: bool = False
     documents: int = 1
+    keeps_start: bool = False
 
     @property
     def rows(self) -> int:
@@ -143,7 +144,8 @@ def estimate(base: Architecture, plan: MemoryPlan) -> Estimate:
     trained = base.parameters if plan.full else adapter_parameters(base, plan)
     sharded = plan.workers if plan.zero_stage == 3 else 1
     weights = 0 if plan.offload_parameters else base_weights(base, plan) // sharded
-    adapter = 0 if plan.full or plan.offload_parameters else FLOAT * trained // sharded
+    copies = 2 if plan.keeps_start else 1
+    adapter = 0 if plan.full or plan.offload_parameters else copies * FLOAT * trained // sharded
     saved = _layer_bytes(base, plan)
     kept = base.layers * (plan.tokens * base.hidden * plan.stream_bytes if plan.gradient_checkpointing else saved)
     # Gradients of the MLP's inputs and of the hidden states, each once as it comes and once as it goes.

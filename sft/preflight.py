@@ -25,6 +25,7 @@ from sft.errors import ModelError, RaysftError, StorageError
 from sft.hardware import cpu_has_bfloat16
 from sft.head import CHUNK
 from sft.memory import GIB, GPUS, TIGHT, WITHOUT_BFLOAT16, Estimate, MemoryPlan, estimate, remedies
+from sft.model import LoraPlan
 from sft.nodes import Node, differences, nodes, versions
 from sft.run import check_run, run_folder
 from sft.start import start_of
@@ -91,6 +92,7 @@ class _Known:
 
     base: Path | None = None
     template: str | None = None
+    start: LoraPlan | None = None
     share: float = UNKNOWN_SHARE
     nodes: list[Node] = field(default_factory=list)
     memory: Estimate | None = None
@@ -193,6 +195,7 @@ def _adapter(config: TrainConfig, known: _Known) -> Iterator[Finding]:
         return
     start = start_of(config, known.base, known.template)
     if start is not None:
+        known.start = start.lora
         yield Finding("adapter", "ok", f"goes on from {address}, of rank {start.lora.rank}")
 
 
@@ -309,7 +312,7 @@ def _memory(config: TrainConfig, known: _Known) -> Iterator[Finding]:
     if known.base is None:
         return
     base = architecture(json.loads((known.base / "config.json").read_bytes()))
-    plan = memory_plan(config, known.share)
+    plan = memory_plan(config, known.share, known.start)
     known.memory = found = estimate(base, plan)
     text = f"{base.parameters / 1e9:.2f}B parameters, {found.total / GIB:.1f} GiB for each of {plan.workers} worker(s)"
     if not plan.gpu:
@@ -357,8 +360,14 @@ def _verdict(card: str, gib: float, base: Architecture, plan: MemoryPlan) -> Ver
     return Verdict(card, gib, "tight" if total <= gib else "too small", words)
 
 
-def memory_plan(config: TrainConfig, trained_share: float) -> MemoryPlan:
-    """What a run's memory depends on, where the given share of tokens is trained."""
+def memory_plan(config: TrainConfig, trained_share: float, start: LoraPlan | None = None) -> MemoryPlan:
+    """What a run's memory depends on.
+
+    Args:
+        config: the run.
+        trained_share: share of the tokens that are trained.
+        start: of the adapter that it goes on from, where that is known.
+    """
     model, train, engine, lora = config.model, config.train, config.deepspeed, config.lora
     dtype = model.dtype
     if dtype == "auto":  # every GPU that is worth training on multiplies bfloat16
@@ -368,8 +377,8 @@ def memory_plan(config: TrainConfig, trained_share: float) -> MemoryPlan:
         quantization=model.quantization,
         attention=model.attention,
         gradient_checkpointing=model.gradient_checkpointing,
-        rank=lora.rank,
-        target_modules=lora.target_modules,
+        rank=start.rank if start else lora.rank,
+        target_modules=start.target_modules if start else lora.target_modules,
         dropout=lora.dropout,
         zero_stage=engine.zero_stage,
         offload_optimizer=engine.offload_optimizer,
@@ -386,6 +395,7 @@ def memory_plan(config: TrainConfig, trained_share: float) -> MemoryPlan:
         logits_at_once=CHUNK,
         fused=_fused(config),
         documents=2 if config.on_pairs else 1,
+        keeps_start=config.on_pairs and config.model.adapter is not None,
     )
 
 

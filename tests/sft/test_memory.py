@@ -16,6 +16,7 @@ from sft.errors import ModelError
 from sft.head import CHUNK
 from sft.memory import GIB, Estimate, MemoryPlan, adapter_parameters, base_weights, estimate, remedies
 from sft.model import LoraPlan, LossModel, ModelPlan, build_model
+from sft.reference import keep_start
 
 QWEN2_7B = {
     "model_type": "qwen2",
@@ -288,6 +289,17 @@ def test_weights_adapter_gradients_and_optimizer_are_exact(plan: MemoryPlan, mak
     assert found.adapter == sum(parameter.nbytes for parameter in trained)
     assert found.gradients == sum(parameter.grad.nbytes for parameter in trained if parameter.grad is not None)
     assert found.optimizer == sum(moment.nbytes for moment in moments)
+
+
+def test_a_preference_stage_keeps_the_adapter_that_it_goes_on_from(make: Make) -> None:
+    plan = replace(PLAN, keeps_start=True)
+    model = make(SMALL, plan)
+    keep_start(model.model)
+    held = sum(parameter.nbytes for name, parameter in model.named_parameters() if "lora_" in name)
+    base = architecture(LlamaConfig(**SMALL).to_dict())
+    found, alone = estimate(base, plan), estimate(base, PLAN)
+    assert found.adapter == held == 2 * alone.adapter
+    assert (found.gradients, found.optimizer) == (alone.gradients, alone.optimizer)
 
 
 def test_stages_shard_what_they_say() -> None:
