@@ -24,6 +24,7 @@ from vllm.exceptions import VLLMClientError
 
 from serve.catalogue import Catalogue
 from serve.config import ServeConfig
+from serve.cpu_executor import CpuEngine
 from serve.cpu_worker import CpuWorker
 from serve.engines import LOST
 from serve.errors import BadRequestError, Failure, NotReadyError, VersionRefusedError, failure_of
@@ -64,7 +65,7 @@ class EngineServer(LLMServer):
         self._residents = Residents(self._load_version, self._unload_version, config.engine.resident_versions)
         self._relay = Relay()
         self._generations: Mapping[str, int] = {}
-        await super().__init__(llm_config)
+        await super().__init__(llm_config, engine_cls=None if config.engine.use_gpu else CpuEngine)
         self._guard = tie_children()
         # Ray 2.60 looks for the tokenizer routes under the name that they had before vLLM 0.29.
         engine: Any = self.engine
