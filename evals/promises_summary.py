@@ -32,7 +32,7 @@ class MeasureResult(Section):
 
     `by_seed` are the differences seed by seed, where a tuned model takes part. `rows` are those that every model has a
     score for, of `asked`; without any, all numbers are None. `better` and `worse` count rows whose mean over the seeds
-    rose or fell. `prompt_tokens_saved` is how many tokens fewer a prompt has after, where the prompts are others.
+    rose or fell. `prompt_tokens_saved` is how many tokens fewer tuned's prompt has where base has another.
     """
 
     name: str
@@ -181,8 +181,8 @@ def _saved(
     side: Callable[[Side, Callable[[Scored, str | None], float | None], int], dict[Place, float]],
     tuned: Tuned,
 ) -> float | None:
-    """How many tokens fewer a prompt has after than before; None where both sides have the same prompts."""
-    if measure.before.suites == measure.after.suites:
+    """How many tokens fewer a prompt has after than before; None where tuning is not what makes it shorter."""
+    if measure.before.suites == measure.after.suites or measure.before.tuned == measure.after.tuned:
         return None
     seed = next(iter(tuned.models))
     before, after = side(measure.before, _prompt_tokens, seed), side(measure.after, _prompt_tokens, seed)

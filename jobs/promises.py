@@ -223,11 +223,13 @@ def write(folder: Path, results: Mapping[str, PromiseResult], about: Mapping[str
 
 def show(console: Console, results: Mapping[str, PromiseResult]) -> None:
     """Prints the promises with their numbers, then what each came to in words."""
-    found = Table(title="Base against tuned; points with their 95% interval over rows and seeds")
-    for column in ("promise", "measure", "before", "after", "points", "interval", "rows", ""):
-        found.add_column(column, justify="left" if column in ("promise", "measure", "") else "right")
+    title = "Base against tuned; points with their 95% interval over rows and seeds"
+    found = Table(title=title, box=None, pad_edge=False, collapse_padding=True)
+    for column in ("measure", "before", "after", "points", "interval", "rows", ""):
+        found.add_column(column, justify="left" if column in ("measure", "") else "right", no_wrap=True)
     for key, result in results.items():
-        for number, measure in enumerate(result.measures):
+        found.add_row(key, style="bold")
+        for measure in result.measures:
             interval = " to ".join(_percent(end, "+.1f") for end in measure.interval or ())
             numbers = [
                 _percent(measure.before),
@@ -235,9 +237,7 @@ def show(console: Console, results: Mapping[str, PromiseResult]) -> None:
                 _percent(measure.difference, "+.1f"),
                 interval,
             ]
-            name = "" if number else key
-            found.add_row(name, measure.name, *numbers, f"{measure.rows}", measure.verdict)
-        found.add_section()
+            found.add_row(f"  {measure.name}", *numbers, f"{measure.rows}", measure.verdict)
     console.print(found)
     for key, result in results.items():
         console.print(f"{key}: {result.verdict}", style="green" if result.kept else "red")
