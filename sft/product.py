@@ -9,27 +9,22 @@ from pathlib import Path
 from sft.adapter import ADAPTER_CONFIG, ADAPTER_WEIGHTS, GOLDEN_MESSAGES, Golden, write_bundle
 from sft.base import BaseTokenizer
 from sft.card import model_card
-from sft.checkpoint import Fingerprints, verify_checkpoint
-from sft.config import TrainConfig
+from sft.checkpoint import verify_checkpoint
 from sft.model_folder import write_model
 from sft.record import evaluation_at, read_record
-from sft.report import Reporter
-from sft.run import RunFolder, keep_bundle, keep_model
+from sft.run import keep_bundle, keep_model
 from sft.survey import Survey
 from sft.tokens import encode
+from sft.worker_group import PreparedRun
 
 
-def make_product(
-    checkpoint: Path,
-    config: TrainConfig,
-    tokenizer: BaseTokenizer,
-    prints: Fingerprints,
-    counted: Survey,
-    reporter: Reporter,
-    folder: RunFolder,
-    base: Path,
-) -> Path:
+def make_product(run: PreparedRun, checkpoint: Path, counted: Survey) -> Path:
     """Makes the run's result out of a checkpoint and keeps it: an adapter bundle, or a model.
+
+    Args:
+        run: whose workers have ended.
+        checkpoint: folder of the last or the best one.
+        counted: what the data held.
 
     Returns:
         Where it can be read on local disk.
@@ -38,21 +33,22 @@ def make_product(
         AdapterError: what was trained makes no valid bundle.
         StorageError: it cannot be kept.
     """
-    run = verify_checkpoint(checkpoint)
+    config, tokenizer, prints, reporter, folder = run.config, run.tokenizer, run.prints, run.reporter, run.folder
+    state = verify_checkpoint(checkpoint)
     record = read_record(folder)
     work = Path(tempfile.mkdtemp(prefix="raysft-"))
     lineage = {
         "run": config.name,
         "data_fingerprint": counted.fingerprint,
         "metrics": {
-            "steps": run.step,
-            "loss": reporter.loss(run.step),
+            "steps": state.step,
+            "loss": reporter.loss(state.step),
             "tokens_per_s": reporter.tokens / max(reporter.seconds, 1e-9),
             "trained_tokens_per_s": reporter.trained_tokens / max(reporter.seconds, 1e-9),
         },
         "data": counted.to_dict(),
-        "evaluation": evaluation_at(record, run.step),
-        "config": run.config,
+        "evaluation": evaluation_at(record, state.step),
+        "config": state.config,
     }
     if config.model.adapter is not None:
         lineage["start"] = {"adapter": config.model.adapter, "weights": prints.adapter}
@@ -61,7 +57,7 @@ def make_product(
             write_model(
                 work / "model",
                 checkpoint=checkpoint,
-                base=base,
+                base=run.epochs.plan.base,
                 tokenizer=tokenizer,
                 base_model=config.model.id,
                 base_fingerprint=prints.base,
@@ -78,7 +74,7 @@ def make_product(
             stop_ids=tokenizer.stop_ids,
             golden=golden(tokenizer),
             lineage=lineage,
-            card=model_card(record, run.step, counted.to_dict(), prints.base),
+            card=model_card(record, state.step, counted.to_dict(), prints.base),
         )
         return keep_bundle(folder, work / "bundle")
     finally:

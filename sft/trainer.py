@@ -164,9 +164,7 @@ def _train(run: PreparedRun, work: Path) -> Path:
         raise TrainingError(f"run {config.name} ended without its last checkpoint; nothing was published")
     if config.evaluate.use == "best":
         found = store.best(found.run, work)
-    return make_product(
-        found.folder, config, run.tokenizer, prints, counted, run.reporter, run.folder, run.epochs.plan.base
-    )
+    return make_product(run, found.folder, counted)
 
 
 def _result(made: Path, folder: RunFolder, seconds: float, *, reused: bool) -> TrainingResult:
