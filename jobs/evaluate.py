@@ -6,7 +6,6 @@ import asyncio
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,36 +125,34 @@ def evaluate(config: EvaluateConfig, suites: Sequence[Suite]) -> Evaluation:
     gate = read_gate(config.gate) if config.gate else None
     key = read_key(None)
     answers = config.output / "answers.jsonl"
-    records = read_records(answers)
-    requests = list(to_ask(suites, config.models, records, config.thinking))
-    asked = sum(len(suite.rows) * suite.generation.samples for suite in suites) * len(config.models)
-    print(
-        f"{len(suites)} suites, {len(config.models)} models, {asked:,} answers: {asked - len(requests):,} are there, "
-        f"{len(requests):,} to ask at {config.url}",
-        flush=True,
-    )
-    with workers_on_ray(config.workers) if config.workers else nullcontext():
-        with appended(answers) as file:
-            progress = Progress(len(requests))
+    with appended(answers) as file:
+        records = read_records(answers)
+        requests = list(to_ask(suites, config.models, records, config.thinking))
+        asked = sum(len(suite.rows) * suite.generation.samples for suite in suites) * len(config.models)
+        print(
+            f"{len(suites)} suites, {len(config.models)} models, {asked:,} answers: "
+            f"{asked - len(requests):,} are there, {len(requests):,} to ask at {config.url}",
+            flush=True,
+        )
+        progress = Progress(len(requests))
 
-            def keep(record: Record) -> None:
-                records[record.key] = record
-                write_record(file, record)
-                progress.add(record)
+        def keep(record: Record) -> None:
+            records[record.key] = record
+            write_record(file, record)
+            progress.add(record)
 
-            asking = Asking(config.url, key, config.timeout_s, config.tries, config.concurrency)
-            if config.workers:
+        asking = Asking(config.url, key, config.timeout_s, config.tries, config.concurrency)
+        if config.workers:
+            with workers_on_ray(config.workers):
                 for record in ask_on_ray(asking, requests, config.workers):
                     keep(record)
-            else:
-                asyncio.run(ask(asking, requests, keep))
-        if config.workers:
-            scored = list(score_on_ray(suites, config.models, records, config.thinking, config.workers))
+                scored = list(score_on_ray(suites, config.models, records, config.thinking, config.workers))
         else:
+            asyncio.run(ask(asking, requests, keep))
             scored = list(score_all(suites, config.models, records, config.thinking))
-    summary = summarise(suites, config.models, scored, config.thinking)
-    verdicts = [judge(gate, summary, model) for model in config.models[1:] or config.models] if gate else []
-    _write(config.output, summary, suites, scored, verdicts)
+        summary = summarise(suites, config.models, scored, config.thinking)
+        verdicts = [judge(gate, summary, model) for model in config.models[1:] or config.models] if gate else []
+        _write(config.output, summary, suites, scored, verdicts)
     return Evaluation(scored, summary, verdicts)
 
 

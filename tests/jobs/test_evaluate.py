@@ -70,6 +70,23 @@ def test_an_evaluation_from_end_to_end(
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_two_jobs_do_not_write_one_evaluation(tmp_path: Path) -> None:
+    suite(tmp_path, rows=1)
+    refused: list[str] = []
+
+    def reply_meanwhile(body: dict[str, Any], before: int) -> Any:
+        with pytest.raises(EvaluationError) as caught:
+            evaluate(tmp_path, "http://127.0.0.1:9/v1")
+        refused.append(str(caught.value))
+        return reply(body, before)
+
+    with served(Endpoint(reply_meanwhile)) as endpoint:
+        assert evaluate(tmp_path, endpoint.url) == 0
+    assert len(refused) == 2
+    assert all("another job writes on it now" in told for told in refused)
+    assert len((tmp_path / "out" / "answers.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_second_run_asks_only_what_is_missing(tmp_path: Path) -> None:
     suite(tmp_path)
     broken = {"r1", "r4"}
