@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from sft.config import TrainConfig
 from sft.data import here, plan_data, prepare_rows
 from sft.trace import MODULUS, trace
 from tests.chaos.cluster import Chaos, chaos_cluster, kill, log_of, metrics, until
+from tests.heads import ray_job
 from tests.ray.test_trainer import config
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -197,9 +197,8 @@ def test_a_job_that_is_stopped_goes_on(chaos: Chaos, whole: Whole, tmp_path: Pat
     file.write_text(made.model_dump_json())
     run = tmp_path / "runs/tiny"
     chaos.slow(1.0)
-    job = job_command(
-        chaos, "submit", "--no-wait", f"--working-dir={tmp_path / 'empty'}", "--", *train(file), empty=run
-    )
+    (tmp_path / "empty").mkdir()
+    job = job_command(chaos, "submit", "--no-wait", f"--working-dir={tmp_path / 'empty'}", "--", *train(file))
     until(lambda: len(list(run.glob("checkpoint-*/manifest.json"))) >= 2, "no checkpoint was written")
     name = next(word for word in job.split() if word.strip("'").startswith("raysubmit_")).strip("'")
     stopped = job_command(chaos, "stop", name)
@@ -266,19 +265,7 @@ def train(file: Path) -> list[str]:
     return [sys.executable, "-m", "jobs.train", "--config", str(file)]
 
 
-def job_command(chaos: Chaos, verb: str, *words: str, empty: Path | None = None) -> str:
-    if empty is not None:
-        (empty.parents[1] / "empty").mkdir()
-    end = time.monotonic() + 60
-    while True:
-        done = subprocess.run(
-            [str(Path(sys.executable).with_name("ray")), "job", verb, f"--address={chaos.dashboard}", *words],
-            capture_output=True,
-            text=True,
-            timeout=350,
-        )
-        said = done.stdout + done.stderr
-        if "No available agent to submit job" not in said or time.monotonic() > end:
-            assert done.returncode == 0, said[-4000:]
-            return said
-        time.sleep(1)
+def job_command(chaos: Chaos, *words: str) -> str:
+    code, said = ray_job(chaos.dashboard, *words)
+    assert code == 0, said[-4000:]
+    return said

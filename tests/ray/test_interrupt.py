@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sft.checkpoint import verify_checkpoint
-from tests.ray.conftest import Head
+from tests.heads import Head
 from tests.ray.test_trainer import config
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(300)]

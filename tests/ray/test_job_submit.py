@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from serve.registry import Registry
 from sft.adapter import verify_bundle
-from tests.ray.conftest import Head
+from tests.heads import RAY, Head, submit_here
 from tests.ray.test_trainer import config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
-ROOT = Path(__file__).parents[2]
-RAY = str(Path(sys.executable).with_name("ray"))
 
 
 def test_ray_job_submit_trains_and_publishes(head: Head, tmp_path: Path, tiny_model: Path) -> None:
@@ -23,17 +19,12 @@ def test_ray_job_submit_trains_and_publishes(head: Head, tmp_path: Path, tiny_mo
     file = tmp_path / "run.yaml"
     file.write_text(made.model_dump_json())  # JSON is YAML
     registry = tmp_path / "registry"
-    excludes = ["build", ".venv", ".git", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"]
-    done = submit(
+    code, log = submit_here(
         head,
-        f"--working-dir={ROOT}",
-        f"--runtime-env-json={json.dumps({'excludes': excludes})}",
-        "--",
         *(sys.executable, "-m", "jobs.train", "--config", str(file), "--train.epochs", "1"),
         *("--registry", str(registry), "--alias", "live"),
     )
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log[-4000:]
+    assert code == 0, log[-4000:]
     assert "step 4/4" in log
     assert "published submitted@v1" in log
     assert "alias live -> submitted@v1" in log
@@ -43,22 +34,6 @@ def test_ray_job_submit_trains_and_publishes(head: Head, tmp_path: Path, tiny_mo
     assert str(alias.version) == "submitted@v1"
     folder = opened.download(opened.get(alias.version), tmp_path / "adapter")
     assert verify_bundle(folder).lineage["run"] == "submitted"
-
-
-def submit(head: Head, *words: str) -> subprocess.CompletedProcess[str]:
-    """`ray job submit`, again where a head that has just started says to try again."""
-    end = time.monotonic() + 60
-    while True:
-        done = subprocess.run(
-            [RAY, "job", "submit", f"--address={head.dashboard}", *words],
-            env=head.environment,
-            capture_output=True,
-            text=True,
-            timeout=350,
-        )
-        if "No available agent to submit job" not in done.stdout + done.stderr or time.monotonic() > end:
-            return done
-        time.sleep(1)
 
 
 def test_without_the_token_a_job_is_refused(head: Head) -> None:

@@ -46,7 +46,7 @@ def stop_in_steps(loop: ModuleType) -> None:
     """Place `step-EPOCH-STEP-RANK`: one micro-batch is done, its gradients are there, the optimizer has not stepped."""
     train_step = loop._train_step
 
-    def slow_step(engine: Any, batch: Any) -> Any:
+    def slow_step(engine: Any, batch: Any, *rest: Any) -> Any:
         slow = CONTROL / "slow"
         if slow.exists():
             time.sleep(float(slow.read_text()))
@@ -59,7 +59,7 @@ def stop_in_steps(loop: ModuleType) -> None:
 
         engine.step = stopping
         try:
-            return train_step(engine, batch)
+            return train_step(engine, batch, *rest)
         finally:
             del engine.step
 

@@ -1,0 +1,182 @@
+"""The whole loop as jobs on a cluster that serves: data from a teacher, training, evaluation, gate, promotion."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from serve.registry import Registry
+from serve.versions import VersionId
+from tests.engine.conftest import BASE
+from tests.engine.test_gate import SUITE
+from tests.evals.endpoint import Endpoint, served
+from tests.generate.scripted import reply
+from tests.heads import ROOT, Head, ray_head, ray_job, submit_here
+from tests.load import Load, until
+from tests.ports import free_port
+
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(1200)]
+KEPT = "rules: [{suite: capitals, not_worse_by: 1.0, rows: 4}, {suite: capitals, at_least: 0.0}]"
+HARD = "rules: [{suite: capitals, metric: checkers.right.mean, at_least: 1.0}, {suite: capitals, at_least: 1.0}]"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cluster with a server on it, and the folder of the pipeline's files."""
+
+    head: Head
+    url: str
+    folder: Path
+    registry: Registry
+    teacher: Endpoint
+
+    def write(self, name: str, values: dict[str, Any]) -> str:
+        path = self.folder / name
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        return str(path)
+
+    def pipeline(self, name: str, demo_model: Path, rules: str, **train: Any) -> str:
+        """Writes a pipeline with all that it names."""
+        (self.folder / f"{name}-gate.yaml").write_text(f"suites: [capitals.yaml]\n{rules}\n")
+        training = {
+            "name": "made",
+            "storage": str(self.folder / f"{name}-runs"),
+            "registry": self.registry.address,
+            "model": {"base": str(demo_model), "base_id": BASE},
+            "lora": {"rank": 4, "alpha": 8},
+            "data": {"sources": [{"path": str(self.folder / "made/rows.jsonl")}], "max_length": 256},
+            "train": {"max_steps": 4, "global_batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-5, **train},
+            "scaling": {"num_workers": 1},
+            "checkpoint": {"every_steps": 1},
+        }
+        teacher = {"url": self.teacher.url, "model": "teacher", "workers": 1, "concurrency": 4}
+        generation = {"output": str(self.folder / "made"), "target": 12, "requests_per_round": 6, "teacher": teacher}
+        return self.write(
+            f"{name}.yaml",
+            {
+                "generate": self.write("generate.yaml", generation),
+                "train": self.write(f"{name}-train.yaml", training),
+                "endpoint": self.url,
+                "alias": "live",
+                "suite": [str(self.folder / "capitals.yaml")],
+                "gate": str(self.folder / f"{name}-gate.yaml"),
+                "output": str(self.folder / name),
+            },
+        )
+
+    def run(self, file: str) -> tuple[int, str]:
+        return submit_here(self.head, sys.executable, "-m", "jobs.pipeline", "--config", file)
+
+
+@pytest.fixture(scope="module")
+def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "capitals.yaml").write_text(SUITE)
+    registry = Registry.open(folder / "registry", create=True)
+    with ray_head(folder) as head, served(Endpoint(reply)) as teacher, serving(head, registry, demo_model) as url:
+        yield Place(head, url, folder, registry, teacher)
+
+
+@contextmanager
+def serving(head: Head, registry: Registry, demo_model: Path) -> Iterator[str]:
+    """`python -m jobs.serve` on the cluster."""
+    port = free_port()
+    config = {
+        "registry": registry.address,
+        "base": str(demo_model),
+        "base_id": BASE,
+        "engine": {"max_model_len": 512, "max_lora_rank": 8},
+        "http": {"port": port},
+        "ray": {"address": head.address},
+    }
+    file = Path(registry.address.removeprefix("file://")).parent / "serve.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
+    with file.with_suffix(".log").open("w+") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jobs.serve", "--config", str(file)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            env=head.environment,
+        )
+        try:
+            until(lambda: "stop: Ctrl-C" in file.with_suffix(".log").read_text() or process.poll() is not None, 400)
+            assert process.poll() is None, file.with_suffix(".log").read_text()[-4000:]
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(120)
+
+
+def answers(place: Place, model: str) -> str:
+    """Which version answers."""
+    body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "temperature": 0}
+    answer = httpx.post(f"{place.url}/v1/chat/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    return answer.headers["x-raysft-version"]
+
+
+def test_a_version_from_generated_rows_goes_through_the_gate(place: Place, demo_model: Path) -> None:
+    file = place.pipeline("first", demo_model, KEPT)
+    code, said = submit_here(place.head, sys.executable, "-m", "jobs.pipeline", "--config", file, wait=False)
+    assert code == 0, said
+    job = next(word.strip("'") for word in said.split() if word.strip("'").startswith("raysubmit_"))
+    run = place.folder / "first-runs/made"
+    until(lambda: any(run.glob("checkpoint-*/manifest.json")), 300)
+    code, said = ray_job(place.head.dashboard, "stop", job, environment=place.head.environment)
+    assert code == 0, said
+    assert place.registry.versions("made") == []
+    asked = len(place.teacher.asked)
+    assert asked > 0
+
+    code, said = place.run(file)  # goes on in the middle of the training, with the rows that are there
+    assert code == 0, said[-4000:]
+    assert len(place.teacher.asked) == asked
+    assert "going on after step" in said
+    assert "published made@v1" in said
+    (entry,) = place.registry.history("live")
+    assert (entry.version, entry.action, entry.evaluation) == (VersionId("made", 1), "promote", 1)
+    assert answers(place, "live") == "made@v1"
+    version = place.registry.get(VersionId("made", 1))
+    assert version.bundle.lineage["data"]["trained"] == 12
+    summary = json.loads((place.folder / "first/evaluation" / f"made@v1-{BASE}" / "summary.json").read_text())
+    assert set(summary["suites"]["capitals"]["models"]) == {BASE, "made@v1"}
+    page = (place.folder / "first/report.html").read_text(encoding="utf-8")
+    assert "made@v1" in page
+
+    began = time.monotonic()
+    code, said = place.run(file)  # nothing is left to do
+    assert code == 0, said[-4000:]
+    assert "published before: made@v1" in said
+    assert len(place.teacher.asked) == asked
+    assert place.registry.history("live") == [entry]
+    assert time.monotonic() - began < 120
+
+
+def test_a_version_that_fails_its_gate_changes_nothing_for_users(place: Place, demo_model: Path) -> None:
+    served_now = answers(place, "live")
+    before = place.registry.history("live")
+    file = place.pipeline("second", demo_model, HARD, learning_rate=0.1)
+    with Load(place.url, ["live"], 2) as load:
+        load.more(2)
+        code, said = place.run(file)
+        load.more(2)
+    assert code == 1, said[-4000:]
+    assert "FAILED  capitals" in said
+    assert place.registry.history("live") == before
+    assert (load.faults, load.torn) == ([], [])
+    assert {heard.version for heard in load.whole} == {served_now}
+    (kept,) = place.registry.evaluations(VersionId("made", 2))
+    assert not kept.passed
+    assert "made@v2" in (place.folder / "second/report.html").read_text(encoding="utf-8")
