@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from evals.gate import Verdict
 from evals.scoring import Scored
 from evals.suite import Row, Suite
 from evals.summary import Paired, Summary
+from sft.html import page_style, page_template
 
 PAGES = Path(__file__).parent / "pages"
 NOTHING = "\u2013"
@@ -70,26 +71,18 @@ def page(summary: Summary, suites: Sequence[Suite], scored: Iterable[Scored], ve
 
 def template(name: str) -> Template:
     """A page's template, which escapes all text and knows the filters for numbers."""
-    environment = Environment(
-        loader=FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "number": "{:,}".format,
+    filters: dict[str, Callable[..., str]] = {
         "percent": _percent,
         "points": _points,
         "chance": _chance,
         "place": _place,
     }
-    return environment.get_template(name)
+    return page_template(PAGES / name, filters)
 
 
 def style() -> str:
     """The style of all pages."""
-    return (PAGES / "report.css").read_text(encoding="utf-8")
+    return page_style(PAGES / "report.css")
 
 
 def _comparisons(summary: Summary, suite: Suite, first: Mapping[tuple[str, str, str], Scored]) -> Iterator[Comparison]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.audit import Audit
 from jobs.audit_examples import Piece, visible
-from sft.html import page_template
+from sft.html import page_style, page_template
 from sft.lengths import Lengths
 from sft.survey import EXCLUSIONS
 
@@ -70,7 +70,7 @@ def page(audit: Audit) -> str:
         dropped=_dropped(audit),
         exclusions=EXCLUSIONS,
         clusters=_clusters(audit),
-        style=(PAGES / "audit.css").read_text(encoding="utf-8"),
+        style=page_style(PAGES / "audit.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

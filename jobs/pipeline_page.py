@@ -12,7 +12,7 @@ from evals.summary import ModelSummary, Paired, Summary
 from generate.summary import Summary as Generated
 from serve.evaluations import Evaluation
 from serve.versions import AliasEntry, VersionId
-from sft.html import page_template
+from sft.html import page_style, page_template
 from sft.report import clock
 
 if TYPE_CHECKING:  # its module imports PyTorch
@@ -83,7 +83,7 @@ def page(loop: Loop, folder: Path) -> str:
         loop=loop,
         lines=list(_lines(loop)),
         links={name: os.path.relpath(path, folder) for name, path in links.items() if path},
-        style=(PAGES / "pipeline.css").read_text(encoding="utf-8"),
+        style=page_style(PAGES / "pipeline.css"),
     )
 
 

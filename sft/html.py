@@ -1,4 +1,4 @@
-"""Jinja templates of pages: what a page says is escaped, and a name that the template does not get is a fault."""
+"""What all pages are made with: a template that escapes, and the style that they share."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+BASE = Path(__file__).with_name("pages") / "base.css"
+
 
 def page_template(path: Path, filters: Mapping[str, Callable[..., Any]]) -> Template:
-    """Reads a page's template; what it includes lies in the same folder.
+    """Reads a page's template, which escapes what it says; what it includes lies in the same folder.
+
+    A name that the template does not get is a fault.
 
     Args:
         path: the template.
@@ -25,3 +29,8 @@ def page_template(path: Path, filters: Mapping[str, Callable[..., Any]]) -> Temp
     )
     environment.filters |= {"number": "{:,}".format, **filters}
     return environment.get_template(path.name)
+
+
+def page_style(path: Path) -> str:
+    """The style of a page: what all pages share, and then its own file."""
+    return BASE.read_text(encoding="utf-8") + path.read_text(encoding="utf-8")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft.curves import HEIGHT, WIDTH, Plot, plot, short
-from sft.html import page_template
+from sft.html import page_style, page_template
 from sft.record import RunRecord
 from sft.report import clock
 from sft.trackers import Status
@@ -70,7 +70,7 @@ def page(record: RunRecord, status: Status) -> str:
         samples=_samples(record.evaluations),
         settings=_settings(record.config),
         on_pairs=_on_pairs(record.config),
-        style=(PAGES / "run.css").read_text(encoding="utf-8"),
+        style=page_style(PAGES / "run.css"),
     )
 
 
