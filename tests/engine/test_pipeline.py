@@ -56,9 +56,9 @@ class Place:
             "model": {"base": str(demo_model), "base_id": BASE},
             "lora": {"rank": 4, "alpha": 8},
             "data": {"sources": [{"path": str(self.folder / "made/rows.jsonl")}], "max_length": 256},
-            "train": {"max_steps": 4, "global_batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-5, **train},
+            "train": {"max_steps": 20, "global_batch_size": 2, "micro_batch_size": 1, "learning_rate": 1e-5, **train},
             "scaling": {"num_workers": 1},
-            "checkpoint": {"every_steps": 1},
+            "checkpoint": {"every_steps": 2},
         }
         teacher = {"url": self.teacher.url, "model": "teacher", "workers": 1, "concurrency": 4}
         generation = {"output": str(self.folder / "made"), "target": 12, "requests_per_round": 6, "teacher": teacher}
@@ -167,7 +167,7 @@ def test_a_version_from_generated_rows_goes_through_the_gate(place: Place, demo_
 def test_a_version_that_fails_its_gate_changes_nothing_for_users(place: Place, demo_model: Path) -> None:
     served_now = answers(place, "live")
     before = place.registry.history("live")
-    file = place.pipeline("second", demo_model, HARD, learning_rate=0.1)
+    file = place.pipeline("second", demo_model, HARD, learning_rate=0.1, max_steps=4)
     with Load(place.url, ["live"], 2) as load:
         load.more(2)
         code, said = place.run(file)
