@@ -16,6 +16,12 @@ from tests.bundles import lora_bundle
 from tests.ports import free_port
 
 BASE = "smollm2-135m-instruct"
+GUARD = {
+    "checkers": {"json": {"aliases": ["guarded"], "check": {"kind": "json"}, "at_least": 0.9}},
+    "sample": 1,
+    "min_requests": 5,
+    "check_s": 0.5,
+}
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,7 @@ def endpoint(
             "base": str(demo_model),
             "base_id": BASE,
             "engine": {"max_model_len": 512, "max_lora_rank": 16, "tool_call_parser": "hermes"},
-            "guard": {
-                "checkers": {"json": {"aliases": ["guarded"], "check": {"kind": "json"}, "at_least": 0.9}},
-                "sample": 1,
-                "min_requests": 5,
-                "check_s": 0.5,
-            },
+            "guard": GUARD,
             "http": {"port": free_port()},
             "ray": {"num_cpus": 8},
         }

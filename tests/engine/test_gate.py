@@ -82,6 +82,11 @@ def test_a_gate_stops_a_bad_version_while_traffic_goes_on(
 def test_the_guard_takes_back_what_breaks_a_checker_on_live_traffic(
     endpoint: Endpoint, bundles: Callable[[int], Path]
 ) -> None:
+    check_guard(endpoint, bundles)
+
+
+def check_guard(endpoint: Endpoint, bundles: Callable[[int], Path]) -> None:
+    """A version that speaks no JSON is promoted to `guarded`, and taken back once, while clients ask."""
     for seed in (1, 2):
         endpoint.registry.publish(bundles(seed), "guarded")
     first, second = (VersionId("guarded", number) for number in (1, 2))

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,15 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
+from serve.config import ServeConfig
 from serve.registry import Registry
 from serve.versions import VersionId
-from tests.engine.conftest import BASE
-from tests.engine.test_gate import SUITE
-from tests.evals.endpoint import Endpoint, served
+from tests.engine.conftest import BASE, GUARD, Endpoint
+from tests.engine.test_gate import SUITE, check_guard
+from tests.evals.endpoint import Endpoint as Teacher
+from tests.evals.endpoint import served
 from tests.generate.scripted import reply
 from tests.heads import ROOT, Head, ray_head, ray_job, submit_here
 from tests.load import Load, until
@@ -36,10 +39,17 @@ class Place:
     """A cluster with a server on it, and the folder of the pipeline's files."""
 
     head: Head
-    url: str
+    endpoint: Endpoint
     folder: Path
-    registry: Registry
-    teacher: Endpoint
+    teacher: Teacher
+
+    @property
+    def registry(self) -> Registry:
+        return self.endpoint.registry
+
+    @property
+    def url(self) -> str:
+        return self.endpoint.url
 
     def write(self, name: str, values: dict[str, Any]) -> str:
         path = self.folder / name
@@ -84,45 +94,50 @@ def place(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("pipeline")
     (folder / "capitals.yaml").write_text(SUITE)
     registry = Registry.open(folder / "registry", create=True)
-    with ray_head(folder) as head, served(Endpoint(reply)) as teacher, serving(head, registry, demo_model) as url:
-        yield Place(head, url, folder, registry, teacher)
+    with ray_head(folder) as head, served(Teacher(reply)) as teacher, serving(head, registry, demo_model) as endpoint:
+        yield Place(head, endpoint, folder, teacher)
 
 
 @contextmanager
-def serving(head: Head, registry: Registry, demo_model: Path) -> Iterator[str]:
-    """`python -m jobs.serve` on the cluster."""
-    port = free_port()
-    config = {
+def serving(head: Head, registry: Registry, demo_model: Path) -> Iterator[Endpoint]:
+    """`python -m jobs.serve` on the cluster, with two gateways."""
+    values: dict[str, Any] = {
         "registry": registry.address,
         "base": str(demo_model),
         "base_id": BASE,
-        "engine": {"max_model_len": 512, "max_lora_rank": 8},
-        "http": {"port": port},
+        "engine": {"max_model_len": 512, "max_lora_rank": 16},
+        "scaling": {"gateway_replicas": 2},
+        "guard": GUARD,
+        "http": {"port": free_port()},
         "ray": {"address": head.address},
     }
+    config = ServeConfig.model_validate(values)
     file = Path(registry.address.removeprefix("file://")).parent / "serve.yaml"
-    file.write_text(yaml.safe_dump(config), encoding="utf-8")
-    with file.with_suffix(".log").open("w+") as log:
+    file.write_text(yaml.safe_dump(values), encoding="utf-8")
+    log = file.with_suffix(".log")
+    with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.serve", "--config", str(file)],
-            stdout=log,
+            stdout=output,
             stderr=subprocess.STDOUT,
             cwd=ROOT,
             env=head.environment,
         )
-        try:
-            until(lambda: "stop: Ctrl-C" in file.with_suffix(".log").read_text() or process.poll() is not None, 400)
-            assert process.poll() is None, file.with_suffix(".log").read_text()[-4000:]
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(120)
+    try:
+        until(lambda: "stop: Ctrl-C" in log.read_text() or process.poll() is not None, 400)
+        assert process.poll() is None, log.read_text()[-4000:]
+        url = f"http://127.0.0.1:{config.http.port}"
+        with httpx.Client(base_url=url, timeout=120) as client:
+            yield Endpoint(url, config, registry, client)
+    finally:
+        process.terminate()
+        process.wait(120)
 
 
 def answers(place: Place, model: str) -> str:
     """Which version answers."""
     body = {"model": model, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2, "temperature": 0}
-    answer = httpx.post(f"{place.url}/v1/chat/completions", json=body, timeout=60)
+    answer = place.endpoint.client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     return answer.headers["x-raysft-version"]
 
@@ -180,3 +195,16 @@ def test_a_version_that_fails_its_gate_changes_nothing_for_users(place: Place, d
     (kept,) = place.registry.evaluations(VersionId("made", 2))
     assert not kept.passed
     assert "made@v2" in (place.folder / "second/report.html").read_text(encoding="utf-8")
+
+
+def test_two_gateways_take_a_version_back_once(place: Place, bundles: Callable[[int], Path]) -> None:
+    check_guard(place.endpoint, bundles)
+    families = text_string_to_metric_families(place.endpoint.client.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples]
+    asked = {
+        sample.labels["replica"]
+        for sample in samples
+        if sample.name == "raysft_requests_total" and sample.labels["model"] == "guarded" and sample.value
+    }
+    assert len(asked) == 2
+    assert sum(sample.value for sample in samples if sample.name == "raysft_guard_rollbacks_total") == 1
