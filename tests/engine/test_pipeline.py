@@ -164,7 +164,7 @@ def test_a_version_from_generated_rows_goes_through_the_gate(place: Place, demo_
     assert (entry.version, entry.action, entry.evaluation) == (VersionId("made", 1), "promote", 1)
     assert answers(place, "live") == "made@v1"
     version = place.registry.get(VersionId("made", 1))
-    assert version.bundle.lineage["data"]["trained"] == 12
+    assert version.bundle.lineage["data"]["kept"] == 12
     summary = json.loads((place.folder / "first/evaluation" / f"made@v1-{BASE}" / "summary.json").read_text())
     assert set(summary["suites"]["capitals"]["models"]) == {BASE, "made@v1"}
     page = (place.folder / "first/report.html").read_text(encoding="utf-8")
