@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,12 @@ from sft.watch import watch_plan
 from sft.worker import WorkerJob, feed_actor, train_worker
 
 Say = Callable[[str], None]
+
+PLACES_S = 10.0
+"""How long a group of an elastic run waits for its places.
+
+Right after a node is lost Ray Train may still count it: such a group never gets them, and the next one is smaller.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,8 @@ def fit(run: PreparedRun) -> Survey:
     config, epochs, folder, say = run.config, run.epochs, run.folder, run.say
     scaling, workers = config.scaling, config.scaling.workers
     elastic = workers.min < workers.max
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(scaling.resource_timeout_s)
+    patience = min(PLACES_S, scaling.resource_timeout_s) if elastic else scaling.resource_timeout_s
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)
     # What the workers tell must outlive their nodes.
     driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     reports = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": driver_node})
@@ -105,7 +113,7 @@ def fit(run: PreparedRun) -> Survey:
             storage_path=folder.address.rsplit("/", 1)[0],
             failure_config=FailureConfig(
                 max_failures=config.failure.max_failures,
-                controller_failure_limit=max(config.failure.max_failures, 0),  # type: ignore[call-arg]
+                controller_failure_limit=_start_limit(config, patience),  # type: ignore[call-arg]
             ),
             callbacks=[stop_at_faults()],
         ),
@@ -164,6 +172,14 @@ def told(counted: Survey, folder: RunFolder) -> str:
         + (f"; {bad:,} of {counted.rows:,} rows quarantined in {folder.quarantine}" if bad else "")
         + (f"; {left_out:,} rows left out as the config asks" if left_out else "")
     )
+
+
+def _start_limit(config: TrainConfig, patience: float) -> int:
+    """How many groups may wait so many seconds for their places in vain before the run fails; -1: any number."""
+    allowed, workers = config.failure.max_failures, config.scaling.workers
+    if workers.min == workers.max:
+        return max(allowed, 0)
+    return allowed if allowed < 0 else allowed + math.ceil(config.scaling.resource_timeout_s / patience)
 
 
 def _no_room(lacking: str, config: TrainConfig) -> TrainingError:
