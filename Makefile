@@ -63,7 +63,7 @@ test: lint ## lint, then every test; ARGS="-k pack" goes to pytest
 	$(PY) -m pytest -m "not ray and not engine and not chaos and not long and not exhaustive" -n 2 --dist loadfile $(ARGS) || [ $$? = 5 ]
 	$(PY) -m pytest -m "(ray or engine) and not chaos and not long and not exhaustive" $(ARGS) || [ $$? = 5 ]
 
-test-long: lint ## tests of minutes: the README's commands, methods, preferences, promises end to end, Ctrl-C against a whole run
+test-long: lint ## tests of minutes: the README's commands, methods, preferences, promises and pipeline end to end, Ctrl-C against a whole run
 	$(PY) -m pytest -m long $(ARGS)
 
 chaos: lint ## kills and faults against real Ray, DeepSpeed and vLLM (long)
