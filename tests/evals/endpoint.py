@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,6 +31,16 @@ class Endpoint:
 
     def questions(self, model: str | None = None) -> list[str]:
         return [str(one["messages"][-1]["content"]) for one in self.asked if model in (None, one["model"])]
+
+
+class Server(ThreadingHTTPServer):
+    """Quiet about clients that have gone, which tests of time limits have."""
+
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 @contextmanager
@@ -78,8 +89,7 @@ def served(endpoint: Endpoint) -> Iterator[Endpoint]:
         def log_message(self, format: str, *args: object) -> None:
             """Stays quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     endpoint.url = f"http://127.0.0.1:{server.server_port}/v1"
