@@ -49,6 +49,11 @@ def ray_job(dashboard: str, *words: str, environment: Mapping[str, str] | None =
         time.sleep(1)
 
 
+def job_id(said: str) -> str:
+    """The id of a job, out of what `ray job submit` said."""
+    return next(word for word in (word.strip("'") for word in said.split()) if word.startswith("raysubmit_"))
+
+
 def submit_here(head: Head, *command: str, wait: bool = True) -> tuple[int, str]:
     """Submits a command with this checkout as its working directory, as a user does from its root."""
     excludes = ["build", ".venv", ".git", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis"]

@@ -19,7 +19,7 @@ from sft.config import TrainConfig
 from sft.data import here, plan_data, prepare_rows
 from sft.trace import MODULUS, trace
 from tests.chaos.cluster import Chaos, chaos_cluster, kill, log_of, metrics, until
-from tests.heads import ray_job
+from tests.heads import job_id, ray_job
 from tests.ray.test_trainer import config
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -200,7 +200,7 @@ def test_a_job_that_is_stopped_goes_on(chaos: Chaos, whole: Whole, tmp_path: Pat
     (tmp_path / "empty").mkdir()
     job = job_command(chaos, "submit", "--no-wait", f"--working-dir={tmp_path / 'empty'}", "--", *train(file))
     until(lambda: len(list(run.glob("checkpoint-*/manifest.json"))) >= 2, "no checkpoint was written")
-    name = next(word for word in job.split() if word.strip("'").startswith("raysubmit_")).strip("'")
+    name = job_id(job)
     stopped = job_command(chaos, "stop", name)
     chaos.slow(0)
     assert "was stopped" in stopped

@@ -25,7 +25,7 @@ from tests.engine.test_gate import SUITE, check_guard
 from tests.evals.endpoint import Endpoint as Teacher
 from tests.evals.endpoint import served
 from tests.generate.scripted import reply
-from tests.heads import ROOT, Head, ray_head, ray_job, submit_here
+from tests.heads import ROOT, Head, job_id, ray_head, ray_job, submit_here
 from tests.load import Load, until
 from tests.ports import free_port
 
@@ -85,8 +85,8 @@ class Place:
             },
         )
 
-    def run(self, file: str) -> tuple[int, str]:
-        return submit_here(self.head, sys.executable, "-m", "jobs.pipeline", "--config", file)
+    def run(self, file: str, *, wait: bool = True) -> tuple[int, str]:
+        return submit_here(self.head, sys.executable, "-m", "jobs.pipeline", "--config", file, wait=wait)
 
 
 @pytest.fixture(scope="module")
@@ -144,12 +144,11 @@ def answers(place: Place, model: str) -> str:
 
 def test_a_version_from_generated_rows_goes_through_the_gate(place: Place, demo_model: Path) -> None:
     file = place.pipeline("first", demo_model, KEPT)
-    code, said = submit_here(place.head, sys.executable, "-m", "jobs.pipeline", "--config", file, wait=False)
+    code, said = place.run(file, wait=False)
     assert code == 0, said
-    job = next(word.strip("'") for word in said.split() if word.strip("'").startswith("raysubmit_"))
     run = place.folder / "first-runs/made"
     until(lambda: any(run.glob("checkpoint-*/manifest.json")), 300)
-    code, said = ray_job(place.head.dashboard, "stop", job, environment=place.head.environment)
+    code, said = ray_job(place.head.dashboard, "stop", job_id(said), environment=place.head.environment)
     assert code == 0, said
     assert place.registry.versions("made") == []
     asked = len(place.teacher.asked)
