@@ -46,6 +46,11 @@ class WorkerRange(Section):
             raise ValueError(f"min {self.min} is above max {self.max}")
         return self
 
+    @property
+    def elastic(self) -> bool:
+        """Whether it can change while a run goes on."""
+        return self.min < self.max
+
 
 NumWorkers = Annotated[
     Annotated[PositiveInt, Tag("|number")] | Annotated[WorkerRange, Tag("|range")],

@@ -71,7 +71,7 @@ def fit(run: PreparedRun) -> Survey:
 
     config, epochs, folder, say = run.config, run.epochs, run.folder, run.say
     scaling, workers = config.scaling, config.scaling.workers
-    elastic = workers.min < workers.max
+    elastic = workers.elastic
     patience = min(PLACES_S, scaling.resource_timeout_s) if elastic else scaling.resource_timeout_s
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)
     # What the workers tell must outlive their nodes.
@@ -177,7 +177,7 @@ def told(counted: Survey, folder: RunFolder) -> str:
 def _start_limit(config: TrainConfig, patience: float) -> int:
     """How many groups may wait so many seconds for their places in vain before the run fails; -1: any number."""
     allowed, workers = config.failure.max_failures, config.scaling.workers
-    if workers.min == workers.max:
+    if not workers.elastic:
         return max(allowed, 0)
     return allowed if allowed < 0 else allowed + math.ceil(config.scaling.resource_timeout_s / patience)
 
